@@ -1,0 +1,1 @@
+"""Faust agents: what runs on each topic."""

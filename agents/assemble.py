@@ -1,0 +1,172 @@
+"""From a decoded batch to the rows of the trades and the rejects table; pure, runs in a thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from k2 import metrics
+from k2.codec import Decoded, Reject, raw_values
+from k2.lake.offsets import Source
+from k2.schemas import REJECTS, TRADES, VERDICTS
+from k2.sequence import Gap, Rules, SymbolState, check
+from k2.transport import Fetched
+
+__all__ = ["Checked", "assemble"]
+
+DUPLICATE = VERDICTS.index("duplicate")
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A batch ready for the buffer, and the sequence states behind it."""
+
+    trades: pa.Table  # schema TRADES
+    rejects: pa.Table  # schema REJECTS
+    gaps: list[Gap]
+    states: dict[tuple[str, str], SymbolState]
+    reasons: Mapping[str, int]
+
+    def count(self) -> None:
+        """Add the batch to the metrics."""
+        metrics.records_total.labels(table="trades").inc(self.trades.num_rows)
+        metrics.records_total.labels(table="rejects").inc(self.rejects.num_rows)
+        for reason, rows in self.reasons.items():
+            metrics.rejects_total.labels(reason=reason).inc(rows)
+        metrics.gaps_total.inc(len(self.gaps))
+        metrics.missing_total.inc(sum(g.missing_last - g.missing_first + 1 for g in self.gaps))
+
+
+def assemble(
+    source: Source,
+    fetched: Fetched,
+    decoded: Decoded,
+    states: Mapping[tuple[str, str], SymbolState],
+    rules: Rules,
+    trades_from: int,
+    rejects_from: int,
+) -> Checked:
+    """Check a batch's sequences and make the rows that each table does not have yet.
+
+    Args:
+        trades_from, rejects_from: the tables hold everything below these offsets.
+    """
+    rows = decoded.rows
+    checked = check(states, rows, rules)
+    offsets = rows.column("kafka_offset").to_numpy()
+    duplicate = checked.verdicts == DUPLICATE
+    now = pa.scalar(time.time_ns() // 1000, TRADES.field("ingest_time").type)
+
+    wanted = (offsets >= trades_from) & ~duplicate
+    repeated = duplicate & (offsets >= rejects_from)
+    rejects = [r for r in decoded.rejects if r.offset >= rejects_from]
+    reject_rows = [_undecodable(source, rejects, now)] if rejects else []
+    if repeated.any():
+        reject_rows.append(_duplicates(source, fetched, rows, checked.sessions, repeated, now))
+    rejected = pa.concat_tables(reject_rows) if reject_rows else REJECTS.empty_table()
+    counts = rejected.column("reason").value_counts().to_pylist()
+    new_from = min(trades_from, rejects_from)
+    return Checked(
+        trades=_trades(source, rows, checked.verdicts, checked.sessions, wanted, now),
+        rejects=rejected,
+        gaps=[gap for gap in checked.gaps if gap.offset >= new_from],
+        states=checked.states,
+        reasons={count["values"]: count["counts"] for count in counts},
+    )
+
+
+def _constant(value: object, n: int, kind: pa.DataType) -> pa.Array:
+    return pa.repeat(pa.scalar(value, kind), n)
+
+
+def _source_columns(source: Source, n: int) -> dict[str, pa.Array]:
+    return {
+        "kafka_cluster": _constant(source.cluster, n, pa.string()),
+        "kafka_topic": _constant(source.topic, n, pa.string()),
+        "kafka_partition": _constant(source.partition, n, pa.int32()),
+    }
+
+
+def _days(sessions: np.ndarray) -> pa.Array:
+    return pa.array(sessions.astype(np.int32, copy=False)).cast(pa.date32())
+
+
+def _trades(
+    source: Source,
+    rows: pa.Table,
+    verdicts: np.ndarray,
+    sessions: np.ndarray,
+    wanted: np.ndarray,
+    now: pa.Scalar,
+) -> pa.Table:
+    if not wanted.all():
+        rows = rows.filter(pa.array(wanted))
+        verdicts, sessions = verdicts[wanted], sessions[wanted]
+    n = rows.num_rows
+    micros = rows.column("ts_event").to_numpy() // 1000
+    columns = {
+        **{name: rows.column(name) for name in rows.column_names},
+        **_source_columns(source, n),
+        "session": _days(sessions),
+        "event_time": pa.array(micros).cast(TRADES.field("event_time").type),
+        "verdict": pa.array(VERDICTS).take(pa.array(verdicts)),
+        "ingest_time": pa.repeat(now, n),
+    }
+    return pa.table([columns[name] for name in TRADES.names], schema=TRADES)
+
+
+def _undecodable(source: Source, rejects: list[Reject], now: pa.Scalar) -> pa.Table:
+    n = len(rejects)
+    times = pa.array([r.timestamp_ms * 1000 for r in rejects], pa.int64())
+    columns = {
+        **_source_columns(source, n),
+        "kafka_offset": [r.offset for r in rejects],
+        "kafka_time": times.cast(REJECTS.field("kafka_time").type),
+        "reason": [r.reason for r in rejects],
+        "detail": [r.detail for r in rejects],
+        "key": [r.key for r in rejects],
+        "value": [r.value for r in rejects],
+        "ingest_time": pa.repeat(now, n),
+    }
+    return _reject_table(columns, n)
+
+
+def _duplicates(
+    source: Source,
+    fetched: Fetched,
+    rows: pa.Table,
+    sessions: np.ndarray,
+    repeated: np.ndarray,
+    now: pa.Scalar,
+) -> pa.Table:
+    rows, sessions = rows.filter(pa.array(repeated)), sessions[repeated]
+    n = rows.num_rows
+    raw = raw_values(fetched, rows.column("kafka_offset").to_numpy())
+    times = pa.array([r.timestamp_ms * 1000 for r in raw], pa.int64())
+    sequence = rows.column("sequence")
+    columns = {
+        **_source_columns(source, n),
+        "kafka_offset": rows.column("kafka_offset"),
+        "kafka_time": times.cast(REJECTS.field("kafka_time").type),
+        "reason": _constant("duplicate", n, pa.string()),
+        "detail": pc.binary_join_element_wise("sequence", sequence.cast(pa.string()), "again", " "),
+        "exchange": rows.column("exchange"),
+        "symbol": rows.column("symbol"),
+        "session": _days(sessions),
+        "sequence": sequence,
+        "key": [r.key for r in raw],
+        "value": [r.value for r in raw],
+        "ingest_time": pa.repeat(now, n),
+    }
+    return _reject_table(columns, n)
+
+
+def _reject_table(columns: dict[str, object], n: int) -> pa.Table:
+    return pa.table(
+        [columns.get(f.name, pa.nulls(n, f.type)) for f in REJECTS], schema=REJECTS
+    )

@@ -1,0 +1,292 @@
+"""The way of a batch through a worker: decode, sequence check, buffer, commit, checkpoint, ack.
+
+Order of a checkpoint, and what a crash after each step leaves:
+1. rejects commit   - read again from the trades' offset; rejects below their own offset are skipped
+2. trades commit    - rows are durable; the sequence state is behind and is advanced by reading again
+3. state checkpoint - per symbol by offset, so that a torn one is finished by reading again
+4. ack              - advisory only: the start is always taken from Iceberg and the state's watermark
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from faust.types import TP
+
+from k2 import metrics
+from k2.agents.assemble import Checked, assemble
+from k2.app import App
+from k2.buffer import Buffer, Taken
+from k2.codec import Decoder
+from k2.errors import Fenced, K2Error, LogTruncated
+from k2.lake.commit import Sink
+from k2.lake.offsets import Source
+from k2.sequence import Rules, SymbolState
+from k2.tables import sequences
+from k2.transport import Fetched
+
+__all__ = ["Ingest"]
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Partition:
+    """A partition that this worker owns."""
+
+    source: Source
+    next_offset: int  # of the next fetch
+    trades_at: int | None  # the trades table holds everything below; None: it never had any
+    rejects_at: int | None  # the rejects table holds everything below; None: it never had any
+    states_from: int  # the checkpointed state includes everything below
+    states: dict[tuple[str, str], SymbolState]
+    dirty: dict[tuple[str, str], SymbolState] = field(default_factory=dict)
+    event: Any = None  # the newest; keeps alive what Faust's table finds its store by
+    order: asyncio.Lock = field(default_factory=asyncio.Lock)  # FIFO: batches stay in order
+
+
+class Ingest:
+    """Feeds one trades and one rejects table from the batch topics; the app's batch source."""
+
+    def __init__(self, app: App, decoder: Decoder, trades: Sink, rejects: Sink,
+                 topics: frozenset[str], cluster: Callable[[], str]) -> None:
+        settings = app.settings
+        self.app, self.settings, self.topics = app, settings, topics
+        self._decoder, self._trades, self._rejects = decoder, trades, rejects
+        self._cluster = cluster
+        self._rules = Rules(
+            zones=settings.exchange_zones,
+            reset_window_ms=settings.reset_window_ms,
+            gaps_open_max=settings.gaps_open_max,
+        )
+        self._partitions: dict[TP, Partition] = {}
+        self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="k2-decode")
+        self._lake = ThreadPoolExecutor(1, thread_name_prefix="k2-commit")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._inflight_bytes = 0
+        self._inflight = asyncio.Condition()
+        self._committing = asyncio.Lock()
+        self._buffer = self._new_buffer()
+        self.started = False
+
+    def _new_buffer(self) -> Buffer[TP]:
+        settings = self.settings
+        return Buffer(
+            settings.buffer_rows_max, settings.buffer_bytes_max, settings.flush_age_max_ms / 1000.0
+        )
+
+    # -- assignment
+
+    async def start(self, tps: set[TP]) -> dict[TP, int]:
+        """Return where to read each partition from: the smallest of what the sinks need.
+
+        Raises:
+            LogTruncated: the log does not reach from there; K2 never skips in silence.
+        """
+        self._drop()
+        cluster = await asyncio.to_thread(self._cluster)
+        trades = await self._in_lake(self._trades.offsets)
+        rejects = await self._in_lake(self._rejects.offsets)
+        sources = {tp: Source(cluster, tp.topic, tp.partition) for tp in tps}
+        states = sequences.load(set(sources.values()))
+        starts, ends = await self.app.consumer.ends(tps)
+        for tp, source in sources.items():
+            stored = trades.get(source)
+            watermark, symbols = states.get(source, (None, {}))
+            if stored is None:
+                # Nothing of this log is in Iceberg: begin where the log begins.
+                stored, watermark, symbols = starts[tp], starts[tp], {}
+            elif watermark is None:
+                watermark, symbols = starts[tp], {}
+            if watermark > stored:
+                raise K2Error(
+                    f"{source}: the sequence state is at offset {watermark}, ahead of the trades "
+                    f"table at {stored}: was the table rolled back? Remove this worker's folder "
+                    f"{self.app.conf.datadir} and the topic "
+                    f"{sequences.table.changelog_topic_name} to rebuild the state from the log"
+                )
+            if not starts[tp] <= watermark <= stored <= ends[tp]:
+                raise LogTruncated(
+                    f"{source}: Iceberg needs the log from offset {watermark} to {stored}, but it "
+                    f"reaches from {starts[tp]} to {ends[tp]}: was the topic recreated, or did "
+                    f"retention outrun the worker?"
+                )
+            self._partitions[tp] = Partition(
+                source=source, next_offset=watermark, trades_at=trades.get(source),
+                rejects_at=rejects.get(source), states_from=watermark, states=symbols,
+            )
+        self.started = True
+        return {tp: self._partitions[tp].next_offset for tp in tps}
+
+    def _drop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        self._partitions.clear()
+        self._buffer.clear()
+
+    # -- batches
+
+    async def put(self, event: Any) -> None:
+        """Take one event; returns when there is room for the next (back-pressure)."""
+        fetched: Fetched = event.value
+        tp = TP(fetched.topic, fetched.partition)
+        partition = self._partitions.get(tp)
+        if partition is None:
+            return  # revoked while the event was on its way: its new owner reads it
+        if fetched.first_offset != partition.next_offset:
+            if fetched.next_offset <= partition.next_offset:
+                return  # read twice after a seek
+            raise LogTruncated(
+                f"{partition.source}: expected offset {partition.next_offset}, the broker went on "
+                f"at {fetched.first_offset}: the log was truncated below the reader"
+            )
+        partition.next_offset, partition.event = fetched.next_offset, event
+        async with self._inflight:
+            limit = self.settings.inflight_bytes_max
+            await self._inflight.wait_for(
+                lambda: not self._inflight_bytes or self._inflight_bytes + fetched.nbytes <= limit
+            )
+            self._inflight_bytes += fetched.nbytes
+        metrics.inflight_bytes.set(self._inflight_bytes)
+        task = asyncio.create_task(self._process(tp, partition, fetched))
+        self._tasks.add(task)
+        task.add_done_callback(self._processed)
+
+    def _processed(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            log.error("ingest failed", exc_info=exc)
+            asyncio.ensure_future(self.app.crash(exc))  # noqa: RUF006 - the app ends with it
+
+    async def _process(self, tp: TP, partition: Partition, fetched: Fetched) -> None:
+        decoding = self._in_pool(self._decoder.decode, fetched)
+        try:
+            async with partition.order:
+                decoded = await decoding
+                checked = await self._in_pool(
+                    assemble, partition.source, fetched, decoded, partition.states, self._rules,
+                    partition.trades_at or 0, partition.rejects_at or 0,
+                )
+                await self._buffer.room()
+                if self._partitions.get(tp) is partition:
+                    self._accept(tp, partition, fetched, checked)
+        finally:
+            async with self._inflight:
+                self._inflight_bytes -= fetched.nbytes
+                self._inflight.notify_all()
+
+    def _accept(self, tp: TP, partition: Partition, fetched: Fetched, checked: Checked) -> None:
+        # No await in here: rows, states and offset of a batch are taken by a commit together.
+        partition.states.update(checked.states)
+        partition.dirty.update(checked.states)
+        self._buffer.add(tp, checked.trades, checked.rejects, fetched.next_offset)
+        checked.count()
+
+    # -- commit
+
+    async def run(self) -> None:
+        """Flush whenever the buffer asks for it; ends only by cancellation or an error."""
+        while True:
+            await self._buffer.due()
+            try:
+                await self.flush()
+            except Fenced as exc:
+                log.warning("%s; dropping %d buffered rows and rejoining", exc, self._buffer.rows)
+                self._drop()
+                await self.app.consumer.rejoin()
+
+    async def flush(self) -> None:
+        """Commit what is buffered, checkpoint the states, mark the offsets durable.
+
+        Raises:
+            Fenced: another worker owns a partition; nothing of the buffer was written to trades.
+        """
+        async with self._committing:
+            taken = self._buffer.take()
+            owned = {tp: (self._partitions[tp], end) for tp, end in taken.next_offsets.items()}
+            dirty = {tp: partition.dirty for tp, (partition, _) in owned.items()}
+            for partition, _ in owned.values():
+                partition.dirty = {}
+            try:
+                await self._commit(list(owned.values()), taken)
+                await self._checkpoint(owned, dirty)
+            finally:
+                self._buffer.written()
+
+    async def _commit(self, owned: list[tuple[Partition, int]], taken: Taken[TP]) -> None:
+        started = time.monotonic()
+        if taken.rejects:
+            # Rejects first: the trades' offset says that everything below it is in one of both.
+            moved = [(p, end) for p, end in owned if end > (p.rejects_at or 0)]
+            await self._in_lake(
+                _append, self._rejects, taken.rejects,
+                {p.source: p.rejects_at for p, _ in moved}, {p.source: end for p, end in moved},
+            )
+            for partition, end in moved:
+                partition.rejects_at = end
+        moved = [(p, end) for p, end in owned if end > (p.trades_at or 0)]
+        if moved:
+            await self._in_lake(
+                _append, self._trades, taken.trades,
+                {p.source: p.trades_at for p, _ in moved}, {p.source: end for p, end in moved},
+            )
+            for partition, end in moved:
+                partition.trades_at = end
+            metrics.commit_seconds.observe(time.monotonic() - started)
+            metrics.commit_timestamp_seconds.set_to_current_time()
+
+    async def _checkpoint(
+        self,
+        owned: dict[TP, tuple[Partition, int]],
+        dirty: dict[TP, dict[tuple[str, str], SymbolState]],
+    ) -> None:
+        for tp, (partition, end) in owned.items():
+            # A partition that was taken away while the commit ran belongs to its new owner.
+            if self._partitions.get(tp) is partition and end > partition.states_from:
+                await sequences.checkpoint(
+                    partition.source, partition.event, dirty[tp], end,
+                    self.settings.shutdown_timeout_ms / 1000.0,
+                )
+                partition.states_from = end
+                self.app.consumer.durable({tp: end})
+
+    async def drain(self) -> None:
+        """Finish what was delivered and commit it, or drop it when the deadline passes."""
+        try:
+            async with asyncio.timeout(self.settings.shutdown_timeout_ms / 1000.0):
+                while self._tasks:
+                    await asyncio.wait(set(self._tasks))
+                await self.flush()
+        except TimeoutError:
+            log.warning(
+                "flush not finished within %d ms: dropping %d rows, to be read again",
+                self.settings.shutdown_timeout_ms, self._buffer.rows,
+            )
+        except K2Error as exc:
+            log.warning("not flushed, to be read again: %s", exc)
+        self._drop()
+
+    async def _in_pool(self, call: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
+
+    async def _in_lake(self, call: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._lake, call, *args)
+
+
+def _append(
+    sink: Sink,
+    tables: list[pa.Table],
+    expected: dict[Source, int | None],
+    advance: dict[Source, int],
+) -> int:
+    """Write and commit; without rows the commit only moves the offsets. Runs in a thread."""
+    files = sink.write(pa.concat_tables(tables)) if tables else []
+    return sink.commit(files, expected, advance)

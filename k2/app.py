@@ -1,0 +1,77 @@
+"""The Faust app: `faust -A k2.app worker -l info`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faust
+
+from k2 import settings as k2_settings
+from k2.settings import Settings
+from k2.transport import BatchSource, Fetched
+
+__all__ = ["App", "app", "create_app"]
+
+
+class BatchSchema(faust.Schema):  # type: ignore[misc]
+    """The value is already what the agent wants: a `Fetched`."""
+
+    def loads_key(self, app: Any, message: Any, **kwargs: Any) -> None:
+        return None
+
+    def loads_value(self, app: Any, message: Any, **kwargs: Any) -> Fetched:
+        fetched: Fetched = message.value
+        return fetched
+
+
+class App(faust.App):  # type: ignore[misc]
+    """Faust's app with K2's settings and the source of its batch topics."""
+
+    settings: Settings
+    batch_source: BatchSource  # set by the agents' module, read by the transport
+
+
+def create_app(settings: Settings) -> App:
+    """Make the app and its data folder; nothing is started and no broker asked."""
+    tables = settings.data / "tables"
+    tables.mkdir(parents=True, exist_ok=True)  # Faust makes only the last part of its path
+    created = App(
+        settings.group,
+        broker=";".join(f"k2://{address.strip()}" for address in settings.broker.split(",")),
+        autodiscover=["k2.agents", "k2.web"],
+        origin="k2",
+        store="rocksdb://",
+        datadir=str(tables / settings.worker),
+        topic_partitions=settings.partitions,
+        topic_replication_factor=settings.replication,
+        topic_disable_leader=True,
+        consumer_max_fetch_size=settings.fetch_bytes_max,
+        consumer_auto_offset_reset="earliest",
+        broker_session_timeout=settings.session_timeout_ms / 1000.0,
+        broker_heartbeat_interval=settings.session_timeout_ms / 20_000.0,
+        broker_request_timeout=max(90.0, settings.session_timeout_ms / 1000.0 + 30.0),
+        broker_commit_interval=1.0,
+        # An event is a fetch of up to fetch_bytes_max: the byte budget bounds memory, not this.
+        stream_buffer_maxsize=4,
+        stream_wait_empty=True,
+        stream_recovery_delay=0.0,
+        web_bind=settings.bind,
+        web_host=settings.bind,
+        web_port=settings.port,
+        web_router_enabled=False,
+        web_tables_enabled=False,
+        web_stats_enabled=False,
+        web_metrics_enabled=False,
+        web_graph_enabled=False,
+    )
+    created.settings = settings
+    return created
+
+
+app = create_app(k2_settings.load())
+
+#: All exchanges' trades as one channel; an event is a fetch of one partition.
+trades_topic = app.topic(
+    *(app.settings.trades_topic(exchange) for exchange in app.settings.exchange_names),
+    schema=BatchSchema(),
+)

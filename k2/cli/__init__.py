@@ -1,0 +1,59 @@
+"""The command `k2`. Tables for people, `--json` and `--csv` for pipes, messages on stderr."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from k2 import __version__
+from k2.errors import K2Error
+
+__all__ = ["cli", "main"]
+
+#: Command: where it stands. Imported when used, so that `k2 --help` is quick.
+COMMANDS = {
+    "bars": "k2.cli.query:bars",
+    "demo": "k2.cli.demo:demo",
+    "init": "k2.cli.stack:init",
+    "load": "k2.cli.feeds:load",
+    "simulate": "k2.cli.feeds:simulate",
+    "status": "k2.cli.query:status",
+    "trades": "k2.cli.query:trades",
+    "up": "k2.cli.stack:up",
+    "verify": "k2.cli.verify:verify",
+    "worker": "k2.cli.worker:worker",
+}
+
+
+class Commands(click.Group):
+    """A group that imports a command when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="k2")
+def cli() -> None:
+    """K2: market data from Kafka into Apache Iceberg, exactly once, and out by query.
+
+    Settings come from K2_* variables, for example K2_BROKER, K2_DATA, K2_PORT.
+    """
+
+
+def main() -> None:
+    """Run a command; an error of K2's own is one line on stderr and exit code 2."""
+    try:
+        cli()
+    except K2Error as exc:
+        click.echo(f"k2: {type(exc).__name__}: {exc}", err=True)
+        sys.exit(2)

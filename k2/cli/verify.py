@@ -1,0 +1,127 @@
+"""`k2 verify`: the exactly-once audit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+import orjson
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+from rich.console import Console
+from rich.table import Table
+
+from k2.errors import BrokerUnavailable
+from k2.lake.audit import Report, audit
+from k2.lake.catalog import open_catalog
+from k2.lake.offsets import Source
+from k2.settings import Settings, load
+from k2.topics import cluster_id
+
+__all__ = ["verify"]
+
+READ_TIMEOUT_S = 10.0
+
+
+class BrokerHoles:
+    """Explains holes in the offsets by reading the log itself, while it still has them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._cluster = cluster_id(settings.broker)
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": settings.broker,
+                "group.id": f"{settings.group}-verify",
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "auto.offset.reset": "error",
+            }
+        )
+
+    def explain(self, source: Source, first: int, last: int) -> str | None:
+        """Say why offsets `first`..`last` hold no record; None if they do, or nobody knows."""
+        if source.cluster != self._cluster:
+            return None
+        start, end = self._consumer.get_watermark_offsets(
+            TopicPartition(source.topic, source.partition), timeout=READ_TIMEOUT_S
+        )
+        if last < start:
+            return None  # the log no longer has them: nobody can say what they were
+        if first >= end:
+            return None
+        self._consumer.assign([TopicPartition(source.topic, source.partition, max(first, start))])
+        message = self._consumer.poll(READ_TIMEOUT_S)
+        if message is None or message.error():
+            return "no record follows: control records of a transaction" if last >= end - 1 else None
+        offset = message.offset()
+        return "control records, aborted or compacted away" if offset > last else None
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="The whole report as JSON on stdout.")
+@click.option("--offline", is_flag=True, help="Do not ask the broker to explain holes.")
+def verify(as_json: bool, offline: bool) -> None:
+    """Audit the tables: no offset lost or twice, no sequence twice, no file twice.
+
+    Exit code 1 when something is wrong, with the findings; 0 when all holds.
+    """
+    settings = load()
+    messages = Console(stderr=True)
+    holes: BrokerHoles | None = None
+    if not offline:
+        try:
+            holes = BrokerHoles(settings)
+        except (BrokerUnavailable, KafkaException) as exc:
+            messages.print(f"holes stay unexplained: {exc}", style="yellow", soft_wrap=True)
+    explain: Callable[[Source, int, int], str | None] | None = holes.explain if holes else None
+    try:
+        with messages.status("reading the tables") as status:
+            report = audit(
+                open_catalog(settings), settings, explain,
+                lambda step, number, of: status.update(f"{step} ({number}/{of})"),
+            )
+    finally:
+        if holes:
+            holes.close()
+    if as_json:
+        sys.stdout.write(orjson.dumps(_as_dict(report)).decode() + "\n")
+    else:
+        _show(report)
+    sys.exit(0 if report.passed else 1)
+
+
+def _as_dict(report: Report) -> dict[str, Any]:
+    return {
+        "passed": report.passed,
+        "snapshot_id": report.snapshot_id,
+        "rows": report.rows,
+        "files": report.files,
+        "sources": [
+            {
+                "cluster": s.source.cluster, "topic": s.source.topic,
+                "partition": s.source.partition, "rows": s.rows,
+                "first": s.first, "last": s.last, "next_offset": s.next_offset,
+            }
+            for s in report.sources
+        ],
+        "findings": [
+            {"kind": f.kind, "severity": f.severity, "detail": f.detail} for f in report.findings
+        ],
+    }
+
+
+def _show(report: Report) -> None:
+    console = Console()
+    table = Table("topic", "partition", "rows", "first", "last", "next offset", title="Sources")
+    for s in report.sources:
+        cells = (s.source.topic, s.source.partition, s.rows, s.first, s.last, s.next_offset)
+        table.add_row(*("-" if cell is None else str(cell) for cell in cells))
+    console.print(table)
+    for finding in report.findings:
+        console.print(f"{finding.severity}: {finding.kind}: {finding.detail}", soft_wrap=True)
+    verdict = "passed" if report.passed else "FAILED"
+    console.print(f"{verdict}: {report.rows:,} rows in {report.files:,} files")

@@ -1,0 +1,113 @@
+"""Every error K2 raises, as one tree.
+
+K2Error
+├── SettingError            a setting is unknown or its value impossible
+├── BrokerUnavailable       no Kafka broker answers at the address
+├── TopicMissing            a topic that must exist does not
+├── LogTruncated            the log ends or starts beyond the stored offset
+├── Fenced                  another worker has committed our partitions
+├── CommitFailed            the catalog refused, and retrying did not help
+├── CatalogUnavailable      the Iceberg catalog cannot be reached or loaded
+├── SchemaMismatch          a batch lacks a column or has one of another type
+├── UnsupportedFormat       a Kafka record batch older than format v2
+├── RegistryUnavailable     the schema registry does not answer
+├── BadQuery                a query parameter is missing, unknown or impossible
+├── FeedError               a feed's file or row cannot be used
+└── ChildDied               a process of the embedded stack ended by itself
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadQuery",
+    "BrokerUnavailable",
+    "CatalogUnavailable",
+    "ChildDied",
+    "CommitFailed",
+    "FeedError",
+    "Fenced",
+    "K2Error",
+    "LogTruncated",
+    "RegistryUnavailable",
+    "SchemaMismatch",
+    "SettingError",
+    "TopicMissing",
+    "UnsupportedFormat",
+]
+
+
+class K2Error(Exception):
+    """Base of all; `retriable` says whether the same call may succeed later."""
+
+    retriable: bool = False
+    status: int = 500
+
+
+class SettingError(K2Error):
+    """Raised at start when a setting is unknown or its value impossible."""
+
+
+class BrokerUnavailable(K2Error):
+    """Raised when no Kafka broker answers at the configured address."""
+
+    retriable = True
+    status = 503
+
+
+class TopicMissing(K2Error):
+    """Raised when a topic that must exist does not."""
+
+
+class LogTruncated(K2Error):
+    """Raised when a partition's log ends or starts beyond the offset stored in Iceberg."""
+
+
+class Fenced(K2Error):
+    """Raised when the table's offsets of our partitions are not those that we last wrote."""
+
+
+class CommitFailed(K2Error):
+    """Raised when a commit was refused for another reason than fencing, after all retries."""
+
+    retriable = True
+    status = 503
+
+
+class CatalogUnavailable(K2Error):
+    """Raised when the Iceberg catalog cannot be reached or loaded."""
+
+    retriable = True
+    status = 503
+
+
+class SchemaMismatch(K2Error):
+    """Raised when a batch lacks a column or has one of another type."""
+
+
+class UnsupportedFormat(K2Error):
+    """Raised when a fetched record batch is older than Kafka's format v2."""
+
+
+class RegistryUnavailable(K2Error):
+    """Raised when the schema registry does not answer; an unknown id is a reject, not this."""
+
+    retriable = True
+    status = 503
+
+
+class BadQuery(K2Error):
+    """Raised when a query parameter is missing, unknown or impossible; names the parameter."""
+
+    status = 400
+
+    def __init__(self, parameter: str, message: str) -> None:
+        super().__init__(f"{parameter}: {message}")
+        self.parameter = parameter
+
+
+class FeedError(K2Error):
+    """Raised when a feed's file or row cannot be used."""
+
+
+class ChildDied(K2Error):
+    """Raised when a process of the embedded stack ended by itself."""

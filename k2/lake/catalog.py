@@ -1,0 +1,208 @@
+"""The Iceberg catalog and K2's two tables, made from `k2.schemas`.
+
+The default catalog is one SQLite file that any number of processes on the machine share. SQLite
+allows one writer at a time: a connection waits for its turn (`timeout`), and whoever waits longer
+than that tries again in `k2.lake.commit`.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import pyarrow as pa
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.exceptions import NamespaceAlreadyExistsError, TableAlreadyExistsError
+from pyiceberg.io.pyarrow import pyarrow_to_schema
+from pyiceberg.partitioning import PartitionField, PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.table import Table
+from pyiceberg.table.sorting import NullOrder, SortDirection, SortField, SortOrder
+from pyiceberg.transforms import DayTransform, IdentityTransform
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+
+from k2.errors import CatalogUnavailable, SchemaMismatch
+from k2.schemas import REJECTS, TRADES
+from k2.settings import Settings
+
+__all__ = [
+    "arrow_with_ids",
+    "ensure_tables",
+    "load_table",
+    "open_catalog",
+    "rejects_name",
+    "trades_name",
+]
+
+SQLITE_BUSY_TIMEOUT_S = 5
+PREVIOUS_METADATA_MAX = 30
+_ATTEMPTS_MAX = 20
+_FIRST_PARTITION_FIELD_ID = 1000
+
+#: Columns worth bounds in the manifests: what queries filter by. Bounds of the others would be
+#: rewritten at every manifest merge and read at every plan, for nothing.
+_BOUNDED = ("exchange", "symbol", "session", "event_time", "sequence", "kafka_topic", "ingest_time")
+
+_TABLE_PROPERTIES = {
+    "format-version": "2",
+    "write.parquet.compression-codec": "zstd",
+    "commit.manifest-merge.enabled": "true",
+    "commit.manifest.min-count-to-merge": "25",
+    "write.metadata.delete-after-commit.enabled": "true",
+    "write.metadata.previous-versions-max": str(PREVIOUS_METADATA_MAX),
+    # PyIceberg's own retry would re-apply a commit without checking the offsets again.
+    "commit.retry.num-retries": "0",
+    "write.metadata.metrics.default": "none",
+}
+
+_T = TypeVar("_T")
+
+
+def trades_name(settings: Settings) -> str:
+    return f"{settings.namespace}.trades"
+
+
+def rejects_name(settings: Settings) -> str:
+    return f"{settings.namespace}.rejects"
+
+
+def open_catalog(settings: Settings) -> Catalog:
+    """Open (or create) the catalog that `settings` name; SQLite in `settings.data` by default.
+
+    Raises:
+        CatalogUnavailable: it cannot be reached or created.
+    """
+    folder = settings.data.resolve()
+    warehouse = settings.warehouse or (folder / "warehouse").as_uri()
+    properties = {"uri": settings.catalog_uri, "warehouse": warehouse}
+    try:
+        if not settings.catalog_uri:
+            (folder / "warehouse").mkdir(parents=True, exist_ok=True)
+            uri = f"sqlite:///{folder / 'catalog.db'}?timeout={SQLITE_BUSY_TIMEOUT_S}"
+            properties["uri"] = uri
+        # Two processes that start at once both find no catalog tables; one of them is told so.
+        catalog = _retry(lambda: load_catalog("k2", **properties), SQLAlchemyError)
+        if isinstance(catalog, SqlCatalog) and catalog.engine.dialect.name == "sqlite":
+            _retry(lambda: _use_wal(catalog), SQLAlchemyError)
+    except Exception as exc:
+        where = properties["uri"] or str(folder)
+        raise CatalogUnavailable(f"catalog {where}: {type(exc).__name__}: {exc}") from exc
+    return catalog
+
+
+def ensure_tables(catalog: Catalog, settings: Settings) -> None:
+    """Create the namespace and the tables unless they exist.
+
+    Raises:
+        CatalogUnavailable: the catalog does not answer, or refuses.
+        SchemaMismatch: a table exists with other columns or types than `k2.schemas` has.
+    """
+    racing = (SQLAlchemyError, NamespaceAlreadyExistsError, TableAlreadyExistsError)
+    try:
+        _retry(lambda: catalog.create_namespace_if_not_exists(settings.namespace), *racing)
+        for name, schema, time_column, order in (
+            (trades_name(settings), TRADES, "event_time", ("symbol", "event_time", "kafka_offset")),
+            (
+                rejects_name(settings),
+                REJECTS,
+                "ingest_time",
+                ("kafka_topic", "kafka_partition", "kafka_offset"),
+            ),
+        ):
+            _retry(lambda: _ensure(catalog, name, schema, time_column, order), *racing)  # noqa: B023
+    except SchemaMismatch:
+        raise
+    except Exception as exc:
+        message = f"tables of {settings.namespace}: {type(exc).__name__}: {exc}"
+        raise CatalogUnavailable(message) from exc
+
+
+def load_table(catalog: Catalog, name: str) -> Table:
+    """Load a table's newest metadata. One handle a thread: a handle is not thread safe.
+
+    Raises:
+        CatalogUnavailable: the catalog does not answer, or has no such table.
+    """
+    try:
+        # The catalog names a metadata file that later commits delete: a slow reader looks again.
+        return _retry(lambda: catalog.load_table(name), SQLAlchemyError, FileNotFoundError)
+    except Exception as exc:
+        raise CatalogUnavailable(f"table {name}: {type(exc).__name__}: {exc}") from exc
+
+
+def arrow_with_ids(schema: pa.Schema) -> pa.Schema:
+    """Return `schema` with Iceberg's field ids, 1..n in column order, as Parquet wants them."""
+    return pa.schema(
+        [
+            field.with_metadata({"PARQUET:field_id": str(number)})
+            for number, field in enumerate(schema, start=1)
+        ]
+    )
+
+
+def _ensure(
+    catalog: Catalog, name: str, arrow: pa.Schema, time_column: str, order: tuple[str, ...]
+) -> None:
+    schema = pyarrow_to_schema(arrow_with_ids(arrow))
+    if catalog.table_exists(name):
+        _check(name, catalog.load_table(name).schema(), schema)
+        return
+    spec = PartitionSpec(
+        PartitionField(
+            schema.find_field(time_column).field_id,
+            _FIRST_PARTITION_FIELD_ID,
+            DayTransform(),
+            f"{time_column}_day",
+        )
+    )
+    fields = [
+        SortField(
+            source_id=schema.find_field(column).field_id,
+            transform=IdentityTransform(),
+            direction=SortDirection.ASC,
+            null_order=NullOrder.NULLS_FIRST,
+        )
+        for column in order
+    ]
+    bounded = (*_BOUNDED, "kafka_partition", "kafka_offset")
+    metrics = {
+        f"write.metadata.metrics.column.{column}": "truncate(16)"
+        for column in bounded
+        if column in arrow.names
+    }
+    catalog.create_table(
+        name,
+        schema=schema,
+        partition_spec=spec,
+        sort_order=SortOrder(*fields),
+        properties={**_TABLE_PROPERTIES, **metrics},
+    )
+
+
+def _check(name: str, found: Schema, wanted: Schema) -> None:
+    have = {(f.field_id, f.name, str(f.field_type), f.required) for f in found.fields}
+    want = {(f.field_id, f.name, str(f.field_type), f.required) for f in wanted.fields}
+    if have != want:
+        columns = ", ".join(sorted({field[1] for field in have ^ want}))
+        raise SchemaMismatch(f"{name}: the existing table differs from k2.schemas in: {columns}")
+
+
+def _use_wal(catalog: SqlCatalog) -> None:
+    # With a write-ahead log readers do not lock writers out; the mode is kept in the file.
+    with catalog.engine.connect() as connection:
+        connection.execute(text("PRAGMA journal_mode=WAL"))
+
+
+def _retry(call: Callable[[], _T], *errors: type[BaseException]) -> _T:
+    for attempt in range(_ATTEMPTS_MAX):
+        try:
+            return call()
+        except errors:
+            if attempt + 1 == _ATTEMPTS_MAX:
+                raise
+            time.sleep(random.uniform(0.005, 0.05))
+    raise AssertionError("unreachable")

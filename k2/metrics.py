@@ -1,0 +1,37 @@
+"""K2's Prometheus metrics: prefix `k2_`, base units, never the symbol as a label."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+__all__ = [
+    "buffered_bytes",
+    "buffered_rows",
+    "commit_seconds",
+    "commit_timestamp_seconds",
+    "decode_seconds",
+    "gaps_total",
+    "inflight_bytes",
+    "lag_records",
+    "missing_total",
+    "query_seconds",
+    "records_total",
+    "rejects_total",
+]
+
+_COMMIT_BUCKETS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+records_total = Counter("k2_records_total", "Rows handed to a table's buffer.", ["table"])
+rejects_total = Counter("k2_rejects_total", "Records kept out of trades, by reason.", ["reason"])
+gaps_total = Counter("k2_gaps_total", "Gaps in the sequence found.")
+missing_total = Counter("k2_missing_total", "Sequences missing in those gaps.")
+commit_seconds = Histogram("k2_commit_seconds", "Write and commit.", buckets=_COMMIT_BUCKETS)
+commit_timestamp_seconds = Gauge("k2_commit_timestamp_seconds", "When the last commit succeeded.")
+buffered_rows = Gauge("k2_buffered_rows", "Rows waiting for a commit.")
+buffered_bytes = Gauge("k2_buffered_bytes", "Arrow bytes waiting for or in a commit.")
+inflight_bytes = Gauge("k2_inflight_bytes", "Bytes fetched and not yet decoded.")
+lag_records = Gauge(
+    "k2_lag_records", "Records behind the log's end.", ["topic", "partition"]
+)
+decode_seconds = Histogram("k2_decode_seconds", "Decoding of one fetch.")
+query_seconds = Histogram("k2_query_seconds", "A query, until its first rows.", ["resource"])

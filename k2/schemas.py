@@ -1,0 +1,93 @@
+"""Avro, Arrow and Iceberg schemas, all derived from `k2.records`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from k2.records import PRICE_PRECISION, PRICE_SCALE, Side, Trade
+
+__all__ = [
+    "REJECTS",
+    "SIDES",
+    "TRADES",
+    "TRADE_AVRO",
+    "TRADE_BATCH",
+    "VERDICTS",
+]
+
+#: Verdicts of the sequence check; a duplicate is not written to trades but to rejects.
+VERDICTS = ("first", "ok", "gap", "late", "reset", "duplicate")
+
+SIDES = tuple(side.value for side in Side)
+
+TRADE_AVRO: dict[str, Any] = json.loads(Trade.avro_schema())
+
+_AMOUNT = pa.decimal128(PRICE_PRECISION, PRICE_SCALE)
+_TIME = pa.timestamp("us", tz="UTC")
+
+
+def _arrow_type(avro: Any) -> pa.DataType:
+    if isinstance(avro, list):
+        (avro,) = (branch for branch in avro if branch != "null")
+    if isinstance(avro, dict):
+        if avro.get("logicalType") == "decimal":
+            return pa.decimal128(avro["precision"], avro["scale"])
+        if avro["type"] == "enum":
+            return pa.string()
+        return _arrow_type(avro["type"])
+    return {"string": pa.string(), "long": pa.int64(), "bytes": pa.binary()}[avro]
+
+
+def _arrow_field(avro: dict[str, Any]) -> pa.Field:
+    return pa.field(avro["name"], _arrow_type(avro["type"]), nullable=isinstance(avro["type"], list))
+
+
+_TRADE_FIELDS = {field["name"]: _arrow_field(field) for field in TRADE_AVRO["fields"]}
+
+#: Where a row came from; with these four the audit can name any record of any topic.
+_SOURCE_FIELDS = [
+    pa.field("kafka_cluster", pa.string(), nullable=False),
+    pa.field("kafka_topic", pa.string(), nullable=False),
+    pa.field("kafka_partition", pa.int32(), nullable=False),
+    pa.field("kafka_offset", pa.int64(), nullable=False),
+]
+_INGEST_TIME = pa.field("ingest_time", _TIME, nullable=False)
+
+#: A decoded batch: the record's own fields in their order, then the offset of each row.
+TRADE_BATCH = pa.schema(
+    [*_TRADE_FIELDS.values(), pa.field("kafka_offset", pa.int64(), nullable=False)]
+)
+
+#: The Iceberg table of trades.
+TRADES = pa.schema(
+    [
+        _TRADE_FIELDS["exchange"],
+        _TRADE_FIELDS["symbol"],
+        pa.field("session", pa.date32(), nullable=False),
+        pa.field("event_time", _TIME, nullable=False),
+        *(f for name, f in _TRADE_FIELDS.items() if name not in ("exchange", "symbol")),
+        pa.field("verdict", pa.string(), nullable=False),
+        *_SOURCE_FIELDS,
+        _INGEST_TIME,
+    ]
+)
+
+#: The Iceberg table of rejects. `reason` is a fixed word, `detail` says what exactly was wrong.
+REJECTS = pa.schema(
+    [
+        *_SOURCE_FIELDS,
+        pa.field("kafka_time", _TIME, nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("exchange", pa.string()),
+        pa.field("symbol", pa.string()),
+        pa.field("session", pa.date32()),
+        pa.field("sequence", pa.int64()),
+        pa.field("key", pa.binary()),
+        pa.field("value", pa.binary()),
+        _INGEST_TIME,
+    ]
+)

@@ -1,0 +1,73 @@
+"""Kafka's side of K2: which cluster this is, and the topics that must exist."""
+
+from __future__ import annotations
+
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient, ClusterMetadata, NewTopic
+
+from k2.errors import BrokerUnavailable, K2Error
+from k2.settings import Settings
+
+__all__ = ["REJECTS_TOPIC", "cluster_id", "ensure_topics"]
+
+ANSWER_TIMEOUT_S = 5.0
+REJECTS_TOPIC = "market.rejects"
+
+
+def _metadata(address: str, admin: AdminClient | None = None) -> ClusterMetadata:
+    client = admin or _admin(address)
+    try:
+        return client.list_topics(timeout=ANSWER_TIMEOUT_S)
+    except KafkaException as exc:
+        raise BrokerUnavailable(
+            f"no Kafka broker answers at {address} within {ANSWER_TIMEOUT_S:g} s: {exc.args[0].str()}"
+        ) from exc
+
+
+def _admin(address: str) -> AdminClient:
+    # librdkafka prints every connection attempt; the error we raise says it once.
+    return AdminClient({"bootstrap.servers": address, "log_level": 0}, logger=_Silent())
+
+
+class _Silent:
+    """A logger for librdkafka that says nothing."""
+
+    def log(self, *args: object) -> None:
+        """Drop it."""
+
+
+def cluster_id(address: str) -> str:
+    """Return the id of the cluster at `address`.
+
+    Raises:
+        BrokerUnavailable: nobody answers within seconds; names the address.
+    """
+    found = _metadata(address).cluster_id
+    if not found:
+        raise BrokerUnavailable(f"the broker at {address} names no cluster id")
+    return str(found)
+
+
+def ensure_topics(settings: Settings) -> list[str]:
+    """Create the topics that do not exist yet; those that do are left as they are.
+
+    Returns:
+        Names of the topics created.
+
+    Raises:
+        BrokerUnavailable: nobody answers within seconds.
+        K2Error: the broker refused to create a topic.
+    """
+    admin = _admin(settings.broker)
+    existing = _metadata(settings.broker, admin).topics
+    wanted = [settings.trades_topic(exchange) for exchange in settings.exchange_names]
+    missing = [name for name in [*wanted, REJECTS_TOPIC] if name not in existing]
+    if not missing:
+        return []
+    requests = [NewTopic(name, settings.partitions, settings.replication) for name in missing]
+    for name, created in admin.create_topics(requests, request_timeout=30.0).items():
+        try:
+            created.result()
+        except KafkaException as exc:
+            raise K2Error(f"{name}: the broker did not create the topic: {exc.args[0].str()}") from exc
+    return missing

@@ -1,0 +1,166 @@
+"""The consumer of the batch transport: fetches in batches, acks only what Iceberg holds.
+
+Faust's own ack tracking counts single offsets and loses its place with messages that span many;
+for batch topics it is replaced by one number a partition, the offset up to which a sink has made
+everything durable. Kafka's group offsets are advisory: the start comes from the sinks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any, Protocol
+
+import aiokafka
+from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
+from faust.transport.drivers.aiokafka import Consumer as AIOKafkaConsumer
+from faust.types import TP, ConsumerMessage, Message
+
+from k2.transport.fetched import Fetched
+from k2.transport.tap import tap
+
+__all__ = ["BatchConsumer", "BatchSource"]
+
+
+class BatchSource(Protocol):
+    """What the app tells the transport about its batch topics; found as `app.batch_source`."""
+
+    @property
+    def topics(self) -> frozenset[str]:
+        """Topics whose records come as `Fetched`."""
+
+    async def start(self, tps: set[TP]) -> dict[TP, int]:
+        """Return the offset to read each newly assigned partition from."""
+
+    async def drain(self) -> None:
+        """Make durable what was delivered, or drop it, within the shutdown timeout."""
+
+
+class BatchConsumerThread(AIOKafkaConsumerThread):
+    """aiokafka's side: reads committed records only, and taps the fetcher."""
+
+    def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"
+        # Faust's 1.5 s would be the latency of a quiet topic.
+        consumer._fetch_max_wait_ms = 100
+        return consumer
+
+    async def on_start(self) -> None:
+        await super().on_start()
+        tap(self._ensure_consumer()._fetcher, self.app.batch_source.topics)
+
+    async def rejoin(self) -> None:
+        """Leave the generation and join the group anew: partitions are read from Iceberg again."""
+        await self.call_thread(self._rejoin)
+
+    async def _rejoin(self) -> None:
+        self._ensure_consumer()._coordinator.request_rejoin()
+
+
+class BatchConsumer(AIOKafkaConsumer):
+    """A Faust consumer for batch topics; every other topic keeps Faust's ways."""
+
+    _thread: BatchConsumerThread
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._durable: dict[TP, int] = {}
+        super().__init__(*args, **kwargs)
+
+    def _new_consumer_thread(self) -> BatchConsumerThread:
+        return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    @property
+    def _source(self) -> BatchSource:
+        source: BatchSource = self.app.batch_source
+        return source
+
+    def _is_batch(self, tp: TP) -> bool:
+        return tp.topic in self._source.topics
+
+    def _to_message(self, tp: TP, record: Any) -> ConsumerMessage:
+        if not isinstance(record, Fetched):
+            return super()._to_message(tp, record)
+        newest = record.batches[-1].max_timestamp / 1000.0 if record.batches else 0.0
+        return ConsumerMessage(
+            record.topic,
+            record.partition,
+            record.next_offset - 1,
+            newest,
+            0,
+            None,
+            None,
+            record,
+            None,
+            0,
+            record.nbytes,
+            tp,
+            generation_id=self.app.consumer_generation_id,
+        )
+
+    # -- acks: one durable offset a partition
+
+    def durable(self, offsets: Mapping[TP, int]) -> None:
+        """Note that everything below these offsets is durable; the next ack tells Kafka."""
+        self._durable.update(offsets)
+
+    def ack(self, message: Message) -> bool:
+        if self._is_batch(message.tp):
+            message.acked = True  # delivery says nothing about durability: see `durable`
+            self._unacked_messages.discard(message)
+            return False
+        acked: bool = super().ack(message)
+        return acked
+
+    def track_message(self, message: Message) -> None:
+        if not self._is_batch(message.tp):
+            super().track_message(message)
+
+    async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
+        if not self._is_batch(tp):
+            await super()._add_gap(tp, offset_from, offset_to)
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
+        durable = (tp for tp in self._durable if not topics or tp in topics or tp.topic in topics)
+        others = (
+            tp for tp in super(BatchConsumer, self)._filter_tps_with_pending_acks(topics)
+            if not self._is_batch(tp)
+        )
+        return chain(durable, others)
+
+    def _new_offset(self, tp: TP) -> int | None:
+        if self._is_batch(tp):
+            return self._durable.get(tp)
+        offset: int | None = super()._new_offset(tp)
+        return offset
+
+    # -- rebalance
+
+    async def seek_to_committed(self) -> Mapping[TP, int]:
+        """Seek every batch partition to what its sinks need next."""
+        tps = {tp for tp in self.assignment() if self._is_batch(tp)}
+        self._durable = {tp: at for tp, at in self._durable.items() if tp in tps}
+        offsets = await self._source.start(tps)
+        await self._thread.seek_wait(offsets)
+        return offsets
+
+    async def wait_empty(self) -> None:
+        """Drain the sinks; called by Faust when partitions are revoked and at shutdown.
+
+        Faust would wait without limit for acks that a sink gives only after a commit.
+        """
+        await self._source.drain()
+        self._unacked_messages.clear()
+        await self.commit_and_end_transactions()
+
+    async def ends(self, tps: Iterable[TP]) -> tuple[Mapping[TP, int], Mapping[TP, int]]:
+        """Return the log start and the log end offset of each partition."""
+        wanted = list(tps)
+        starts, ends = await asyncio.gather(
+            self.earliest_offsets(*wanted), self.highwaters(*wanted)
+        )
+        return starts, ends
+
+    async def rejoin(self) -> None:
+        await self._thread.rejoin()

@@ -1,0 +1,129 @@
+"""What one fetch of one partition holds: Kafka v2 record batches, checked, not yet decoded.
+
+Format: the record batch of Kafka's message format v2 (KIP-98): a 61-byte header, then the records
+section, compressed as a whole or plain.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aiokafka import codec as compression
+from aiokafka.errors import CorruptRecordException
+from aiokafka.record.util import calc_crc32c
+
+from k2.errors import UnsupportedFormat
+
+__all__ = ["Fetched", "RecordBatch", "parse"]
+
+# base offset, length, leader epoch, magic, crc, attributes, last offset delta, first and max
+# timestamp, producer id, producer epoch, base sequence, record count
+_HEADER = struct.Struct(">qiibIhiqqqhii")
+_LOG_OVERHEAD = 12  # base offset and length, which `length` does not count
+_CRC_END = 21  # the checksum covers everything behind itself
+_MAGIC_AT = 16
+
+_CODEC_MASK, _LOG_APPEND_TIME, _TRANSACTIONAL, _CONTROL = 0x07, 0x08, 0x10, 0x20
+_DECOMPRESS = {
+    1: compression.gzip_decode,
+    2: compression.snappy_decode,
+    3: compression.lz4_decode,
+    4: compression.zstd_decode,
+}
+_ABORT = b"\x00\x00\x00\x00"  # key of a control record: version 0, type 0
+
+
+@dataclass(frozen=True, slots=True)
+class RecordBatch:
+    """One record batch: decompressed, its checksum verified, neither control nor aborted."""
+
+    base_offset: int
+    last_offset_delta: int
+    count: int
+    first_timestamp: int  # ms since the epoch
+    max_timestamp: int  # ms since the epoch
+    log_append_time: bool
+    body: bytes | memoryview  # the records section: `count` records
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """The value of one Faust event: all that one fetch returned for one partition."""
+
+    topic: str
+    partition: int
+    first_offset: int  # records below it are to be skipped: a broker may return a batch's middle
+    next_offset: int  # behind the last one, control records included
+    batches: tuple[RecordBatch, ...]
+    nbytes: int  # of the fetch response
+
+
+def parse(
+    topic: str,
+    partition: int,
+    first_offset: int,
+    raw: bytes,
+    aborted: Sequence[tuple[int, int]] = (),
+) -> Fetched:
+    """Cut a fetch response into record batches; what a transaction aborted is left out.
+
+    Args:
+        raw: the partition's records as fetched; a last, incomplete batch is ignored.
+        aborted: (producer id, first offset) of aborted transactions in it, any order.
+
+    Raises:
+        CorruptRecordException: a checksum is wrong.
+        UnsupportedFormat: a batch is older than format v2.
+    """
+    view = memoryview(raw)
+    pending = sorted(aborted, key=lambda transaction: transaction[1])
+    aborting: set[int] = set()
+    batches = []
+    position, next_offset = 0, first_offset
+    while position + _HEADER.size <= len(raw):
+        length = int.from_bytes(view[position + 8 : position + 12], "big")
+        end = position + _LOG_OVERHEAD + length
+        if end > len(raw):
+            break
+        if raw[position + _MAGIC_AT] != 2:
+            raise UnsupportedFormat(
+                f"{topic}[{partition}]@{next_offset}: record batch format "
+                f"v{raw[position + _MAGIC_AT]}; K2 reads v2 (Kafka 0.11 and newer)"
+            )
+        (base, _, _, _, crc, attributes, last_delta, first_ts, max_ts, producer, _, _, count) = (
+            _HEADER.unpack_from(raw, position)
+        )
+        if calc_crc32c(view[position + _CRC_END : end]) != crc:
+            raise CorruptRecordException(f"{topic}[{partition}]@{base}: checksum of a record batch")
+        body = view[position + _HEADER.size : end]
+        position = end
+        if base + last_delta < first_offset:
+            continue
+        next_offset = base + last_delta + 1
+        while pending and pending[0][1] <= base:
+            aborting.add(pending.pop(0)[0])
+        if attributes & _CONTROL:
+            # The key follows length, attributes, timestamp delta, offset delta and its own
+            # length, a byte each in a control record.
+            if bytes(body[5:9]) == _ABORT:
+                aborting.discard(producer)
+            continue
+        if attributes & _TRANSACTIONAL and producer in aborting:
+            continue
+        if count <= 0:
+            continue  # compaction removed every record and kept the header
+        codec = attributes & _CODEC_MASK
+        batches.append(
+            RecordBatch(
+                base_offset=base,
+                last_offset_delta=last_delta,
+                count=count,
+                first_timestamp=first_ts,
+                max_timestamp=max_ts,
+                log_append_time=bool(attributes & _LOG_APPEND_TIME),
+                body=_DECOMPRESS[codec](bytes(body)) if codec else body,
+            )
+        )
+    return Fetched(topic, partition, first_offset, next_offset, tuple(batches), len(raw))

@@ -1,0 +1,82 @@
+"""The tap on aiokafka's fetcher: raw record batches instead of a ConsumerRecord per record.
+
+aiokafka makes one Python object per record in `PartitionRecords`, lazily. For batch topics the tap
+replaces that iterator, right after a fetch response was stored, by one that yields a single
+`Fetched`; positions, back-off, pausing and rebalances stay aiokafka's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.structs import TopicPartition
+
+from k2.transport.fetched import Fetched, parse
+
+__all__ = ["tap"]
+
+
+class _OneFetch(Iterator[Fetched]):
+    """Stands for `PartitionRecords`: yields one `Fetched`, then moves the position behind it."""
+
+    def __init__(self, tp: TopicPartition, offset: int, raw: bytes, aborted: Any) -> None:
+        self.next_fetch_offset = offset
+        self._response: tuple[TopicPartition, bytes, Any] | None = (tp, raw, aborted)
+
+    def __next__(self) -> Fetched:
+        if self._response is None:
+            raise StopIteration
+        (tp, raw, aborted), self._response = self._response, None
+        fetched = parse(tp.topic, tp.partition, self.next_fetch_offset, raw, aborted or ())
+        self.next_fetch_offset = fetched.next_offset
+        return fetched
+
+
+class _Client:
+    """The fetcher's client, which keeps each fetch response until the fetcher has stored it."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.responses: dict[int, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    async def send(self, node_id: Any, request: Any, **kwargs: Any) -> Any:
+        response = await self._client.send(node_id, request, **kwargs)
+        if isinstance(request, FetchRequest):
+            self.responses[id(request)] = response
+        return response
+
+
+def tap(fetcher: Fetcher, topics: Collection[str]) -> None:
+    """Make `fetcher` return one `Fetched` per fetched partition of `topics`."""
+    client = fetcher._client = _Client(fetcher._client)
+    stock = fetcher._proc_fetch_request
+
+    async def process(assignment: Any, node_id: Any, request: Any) -> Any:
+        try:
+            wakeup = await stock(assignment, node_id, request)
+        finally:
+            response = client.responses.pop(id(request), None)
+        # No await from here on: nobody may see the stock iterator of a batch topic.
+        if response is not None:
+            for topic, partitions in response.topics:
+                if topic in topics:
+                    for partition, _, _, *rest in partitions:
+                        tp = TopicPartition(topic, partition)
+                        _replace(fetcher._records.get(tp), tp, rest, response.API_VERSION)
+        return wakeup
+
+    fetcher._proc_fetch_request = process
+
+
+def _replace(result: Any, tp: TopicPartition, rest: list[Any], version: int) -> None:
+    if isinstance(result, FetchResult) and isinstance(result._partition_records, PartitionRecords):
+        # Version 11 appended the preferred read replica behind the aborted transactions.
+        aborted = rest[2] if version >= 11 else rest[-2] if version >= 4 else ()
+        offset = result._partition_records.next_fetch_offset
+        result._partition_records = _OneFetch(tp, offset, rest[-1], aborted)

@@ -1,0 +1,29 @@
+"""K2's views on the worker's own web server, beside Faust's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from k2.agents.trades import ingest
+from k2.app import app
+from k2.lake.catalog import open_catalog
+from k2.query.engine import Engine
+from k2.web.views import middlewares, routes
+
+__all__: list[str] = []
+
+
+def ready() -> tuple[bool, dict[str, Any]]:
+    """Ready: partitions are assigned and read from where Iceberg ends."""
+    reasons = {}
+    if app.rebalancing:
+        reasons["group"] = "rebalancing"
+    elif not ingest.started:
+        reasons["group"] = "waiting for an assignment"
+    return not reasons, reasons
+
+
+app.web.web_app.middlewares.extend(middlewares())
+app.web.web_app.router.add_routes(
+    routes(Engine(open_catalog(app.settings), app.settings), ready=ready)
+)

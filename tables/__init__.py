@@ -1,0 +1,1 @@
+"""Faust tables: state kept in RocksDB beside its changelog."""
