@@ -1,4 +1,4 @@
-"""Avro schemas by id: a file in the data folder, or a Confluent Schema Registry."""
+"""Schemas by id: Confluent's Schema Registry, or a file that does the same without a server."""
 
 from __future__ import annotations
 
@@ -7,129 +7,189 @@ import json
 import os
 import threading
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from k2.errors import RegistryUnavailable
 from k2.settings import Settings
 
 __all__ = ["FileRegistry", "HttpRegistry", "open_registry"]
 
-ANSWER_TIMEOUT_S = 5.0
-
 Schema = dict[str, Any]
+
+_TIMEOUT_S = 5.0
+_CONTENT = "application/vnd.schemaregistry.v1+json"
 
 
 class FileRegistry:
-    """A JSON file shared by the processes of one machine; ids are never used twice."""
+    """Ids and schemas in one JSON file, shared by any number of threads and processes.
+
+    The file is replaced as a whole, so that readers need no lock; writers take one on a file
+    beside it. Ids start at 1 and are never given away twice.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = threading.Lock()
         self._known: dict[int, Schema] = {}
+        self._seen: tuple[int, int, int] | None = None
 
     def register(self, subject: str, schema: Schema) -> int:
-        """Return the id of `schema`, which is then the newest version of `subject`."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._locked():
-            stored = self._read()
-            text = json.dumps(schema, sort_keys=True)
-            for known, other in stored["schemas"].items():
-                if json.dumps(other, sort_keys=True) == text:
-                    schema_id = int(known)
-                    break
-            else:
-                schema_id = 1 + max(map(int, stored["schemas"]), default=0)
-                stored["schemas"][str(schema_id)] = schema
-            versions = stored["subjects"].setdefault(subject, [])
+        """Return the id of `schema`, giving it the next one when it is new.
+
+        Raises:
+            RegistryUnavailable: the file cannot be read or written.
+        """
+        with self._alone():
+            content = self._read()
+            ids = {_canonical(known): int(key) for key, known in content["schemas"].items()}
+            schema_id = ids.get(_canonical(schema)) or max(ids.values(), default=0) + 1
+            versions = content["subjects"].setdefault(subject, [])
             if schema_id not in versions:
                 versions.append(schema_id)
-            self._write(stored)
-        return schema_id
+                content["schemas"][str(schema_id)] = schema
+                self._write(content)
+            return schema_id
 
     def get(self, schema_id: int) -> Schema | None:
-        """Return the schema, or None if no such id was ever given."""
-        if schema_id not in self._known:
-            self._known = {int(known): schema for known, schema in self._read()["schemas"].items()}
-        return self._known.get(schema_id)
+        """Return a schema; None: no such id.
 
-    def subjects(self) -> dict[str, list[int]]:
-        """Return the schema ids of each subject, oldest first."""
-        subjects: dict[str, list[int]] = self._read()["subjects"]
-        return subjects
+        Raises:
+            RegistryUnavailable: the file is there, but is no registry.
+        """
+        schema = self._known.get(schema_id)
+        if schema is not None:
+            return schema
+        with self._lock:
+            # A stream of values with an unknown id must not read the file for each of them.
+            seen = self._stamp()
+            if seen != self._seen:
+                schemas = self._read()["schemas"]
+                self._known = {int(key): schema for key, schema in schemas.items()}
+                self._seen = seen
+            return self._known.get(schema_id)
+
+    def subjects(self) -> list[str]:
+        """Return the names under which schemas were registered, sorted."""
+        return sorted(self._read()["subjects"])
+
+    def _stamp(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self._path.stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
     def _read(self) -> dict[str, Any]:
         try:
-            stored: dict[str, Any] = json.loads(self._path.read_text())
+            content = json.loads(self._path.read_bytes())
         except FileNotFoundError:
-            return {"schemas": {}, "subjects": {}}
+            return {"subjects": {}, "schemas": {}}
         except (OSError, ValueError) as exc:
-            raise RegistryUnavailable(f"{self._path}: not a readable registry: {exc}") from exc
-        return stored
+            raise RegistryUnavailable(f"{self._path}: cannot be read: {exc}") from exc
+        if not isinstance(content, dict) or not {"subjects", "schemas"} <= content.keys():
+            raise RegistryUnavailable(f"{self._path}: is no schema registry")
+        return content
 
-    def _write(self, stored: dict[str, Any]) -> None:
-        # Replaced as a whole: a reader never sees half a file.
-        scratch = self._path.with_suffix(f".{os.getpid()}.tmp")
-        scratch.write_text(json.dumps(stored, indent=1))
-        scratch.replace(self._path)
+    def _write(self, content: dict[str, Any]) -> None:
+        new = self._path.with_suffix(".new")
+        try:
+            with new.open("w") as file:
+                json.dump(content, file, indent=1)
+                file.flush()
+                # Values with this id may be in Kafka for good as soon as we return it.
+                os.fsync(file.fileno())
+            new.replace(self._path)
+        except OSError as exc:
+            raise RegistryUnavailable(f"{self._path}: cannot be written: {exc}") from exc
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with self._path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    def _alone(self) -> Iterator[None]:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            file = self._path.with_suffix(".lock").open("w")
+        except OSError as exc:
+            raise RegistryUnavailable(f"{self._path}: cannot be locked: {exc}") from exc
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
             yield
 
 
 class HttpRegistry:
-    """Confluent's REST API; schemas are cached, because an id's schema never changes."""
+    """Confluent's REST API. An id's schema never changes: it is asked for once."""
 
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
         self._known: dict[int, Schema] = {}
-        self._lock = threading.Lock()
 
     def register(self, subject: str, schema: Schema) -> int:
-        """Return the id of `schema`, which is then the newest version of `subject`."""
-        body = json.dumps({"schema": json.dumps(schema)}).encode()
-        answer = self._call(f"/subjects/{urllib.parse.quote(subject, safe='')}/versions", body)
-        if answer is None:
-            raise RegistryUnavailable(f"{self._url}: cannot register {subject}: not found")
-        return int(answer["id"])
-
-    def get(self, schema_id: int) -> Schema | None:
-        """Return the schema, or None if the registry says that there is no such id.
+        """Return the id of `schema` under `subject`.
 
         Raises:
-            RegistryUnavailable: it does not answer; the record is not to be rejected for that.
+            RegistryUnavailable: no answer, or a refusal (an incompatible schema, say).
         """
-        with self._lock:
-            if schema_id not in self._known:
-                answer = self._call(f"/schemas/ids/{schema_id}")
-                if answer is None:
-                    return None
-                self._known[schema_id] = json.loads(answer["schema"])
-            return self._known[schema_id]
-
-    def _call(self, path: str, body: bytes | None = None) -> dict[str, Any] | None:
-        kind = {"Content-Type": "application/vnd.schemaregistry.v1+json"}
-        request = urllib.request.Request(self._url + path, body, kind)
+        path = f"/subjects/{quote(subject, safe='')}/versions"
+        answer = self._ask(path, {"schema": json.dumps(schema)})
         try:
-            with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT_S) as answer:
-                parsed: dict[str, Any] = json.load(answer)
+            return int(answer["id"])
+        except (KeyError, TypeError, ValueError) as exc:
+            raise RegistryUnavailable(f"{self._url}{path}: answered without an id") from exc
+
+    def get(self, schema_id: int) -> Schema | None:
+        """Return a schema; None: no such id.
+
+        Raises:
+            RegistryUnavailable: no answer.
+        """
+        if schema_id in self._known:
+            return self._known[schema_id]
+        answer = self._ask(f"/schemas/ids/{schema_id}")
+        if answer is None:
+            return None
+        try:
+            schema: Schema = json.loads(answer["schema"])
+        except (KeyError, TypeError, ValueError) as exc:
+            raise RegistryUnavailable(f"{self._url}: schema {schema_id} is no JSON") from exc
+        self._known[schema_id] = schema
+        return schema
+
+    def subjects(self) -> list[str]:
+        """Return the names under which schemas were registered, sorted.
+
+        Raises:
+            RegistryUnavailable: no answer.
+        """
+        return sorted(self._ask("/subjects") or [])
+
+    def _ask(self, path: str, body: Schema | None = None) -> Any:
+        """Return the parsed answer; None: 404."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            self._url + path, data, {"Content-Type": _CONTENT, "Accept": _CONTENT}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
+                return json.load(response)
         except urllib.error.HTTPError as exc:
-            if exc.code == 404:
-                return None
-            raise RegistryUnavailable(f"{self._url}{path}: HTTP {exc.code}") from exc
+            with exc:
+                if exc.code == 404 and body is None:
+                    return None
+                said = exc.read(1000).decode(errors="replace")
+            raise RegistryUnavailable(f"{self._url}{path}: {exc.code}: {said}") from exc
         except (OSError, ValueError) as exc:
             raise RegistryUnavailable(f"{self._url}{path}: {exc}") from exc
-        return parsed
+
+
+def _canonical(schema: Schema) -> str:
+    return json.dumps(schema, sort_keys=True)
 
 
 def open_registry(settings: Settings) -> FileRegistry | HttpRegistry:
-    """Open the registry at `registry_url`, or the file in `data` if there is none."""
+    """The registry that the settings name; without a URL, the file in the data folder."""
     if settings.registry_url:
         return HttpRegistry(settings.registry_url)
     return FileRegistry(settings.data / "registry.json")

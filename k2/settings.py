@@ -43,7 +43,7 @@ class Settings:
     catalog_uri: str = _setting("", "URI", "Iceberg catalog; empty: SQLite in `data`.")
     warehouse: str = _setting("", "URI", "Iceberg warehouse; empty: a folder in `data`.")
     namespace: str = _setting("market", "name", "Iceberg namespace of K2's tables.")
-    port: int = _setting(6066, "port", "The web views' port.", 0, 65535)
+    port: int = _setting(6066, "port", "The web views' port.", 1, 65535)
     bind: str = _setting("127.0.0.1", "address", "The web views' address.")
     fetch_bytes_max: int = _setting(
         8 * MIB, "bytes", "Fetched from one partition at once: one event.", 64 * 1024, 256 * MIB

@@ -29,7 +29,9 @@ _RATE_HELP = "Trades per second; default: as fast as the broker takes them."
 
 
 @click.command()
-@click.option("--format", "kind_of_file", type=click.Choice(["asx"]), required=True, help="File format.")
+@click.option(
+    "--format", "kind_of_file", type=click.Choice(["asx"]), required=True, help="File format."
+)
 @click.option("--kind", type=click.Choice(["trades"]), required=True, help="What the files hold.")
 @click.option("--symbol", required=True, help="Symbol of every row, such as BHP.")
 @click.option("--exchange", default="ASX", show_default=True, help="Exchange of every row.")
@@ -73,17 +75,29 @@ def load(
 
 
 @click.command()
-@click.option("--trades", type=click.IntRange(1), default=100_000, show_default=True, help="Trades made.")
-@click.option("--symbols", type=click.IntRange(1, 65_535), default=100, show_default=True, help="Symbols.")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides every byte.")
+@click.option(
+    "--trades", type=click.IntRange(1), default=100_000, show_default=True, help="Trades made."
+)
+@click.option(
+    "--symbols", type=click.IntRange(1, 65_535), default=100, show_default=True, help="Symbols."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=1, show_default=True, help="Decides every byte."
+)
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help=_RATE_HELP)
-@click.option("--gaps", type=click.IntRange(0), default=0, help="Runs of 1..50 sequences never sent.")
+@click.option(
+    "--gaps", type=click.IntRange(0), default=0, help="Runs of 1..50 sequences never sent."
+)
 @click.option("--duplicates", type=click.IntRange(0), default=0, help="Records sent twice.")
 @click.option("--late", type=click.IntRange(0), default=0, help="Records sent after later ones.")
 @click.option("--resets", type=click.IntRange(0), default=0, help="Symbols' sequences begun again.")
-@click.option("--journal", type=click.Path(path_type=Path), help="Write what was injected here (JSON).")
+@click.option(
+    "--journal", type=click.Path(path_type=Path), help="Write what was injected here (JSON)."
+)
 @click.option("--exchange", default="SIM", show_default=True, help="Exchange of every trade.")
-@click.option("--date", type=click.DateTime(["%Y-%m-%d"]), help="Trading date; default: today (UTC).")
+@click.option(
+    "--date", type=click.DateTime(["%Y-%m-%d"]), help="Trading date; default: today (UTC)."
+)
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def simulate(
     trades: int,
@@ -136,7 +150,12 @@ def _produce(
     tables: Iterable[pa.Table], total: int, topic: str, settings: Settings, rate: float | None
 ) -> Produced:
     """Produce with a progress bar on stderr; stdout stays clean for `--json`."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(topic, total=total)
         return produce(tables, topic, settings, lambda n: bar.update(task, completed=n), rate)

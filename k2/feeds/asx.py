@@ -72,7 +72,9 @@ def read_trades(
     parsed = _parse(content)
     good = parsed.filter(pl.col("reason").is_null())
     bad = parsed.filter(pl.col("reason").is_not_null())
-    rejects = [BadRow(str(path), line, reason) for line, reason in bad["line", "reason"].iter_rows()]
+    rejects = [
+        BadRow(str(path), line, reason) for line, reason in bad["line", "reason"].iter_rows()
+    ]
     return _batch(good, symbol, exchange), rejects
 
 
@@ -106,7 +108,9 @@ def _parse(content: str) -> pl.DataFrame:
 def _reason() -> pl.Expr:
     """The first thing wrong with a row, as text; null where nothing is."""
     commas = pl.col("text").str.count_matches(",", literal=True)
-    digits = f"at most {PRICE_PRECISION - PRICE_SCALE} digits before and {PRICE_SCALE} after the point"
+    digits = (
+        f"at most {PRICE_PRECISION - PRICE_SCALE} digits before and {PRICE_SCALE} after the point"
+    )
 
     def wrong_amount(name: str) -> pl.Expr:
         return ~pl.col(name).str.contains(_AMOUNT) | pl.col(name).str.contains(_ZERO)

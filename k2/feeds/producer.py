@@ -26,9 +26,7 @@ _CONFIG = {
     "batch.size": 1_000_000,
     "batch.num.messages": 100_000,
     "acks": "all",
-    # One request in flight keeps a key's order through retries without an idempotent producer's
-    # id, which not every broker grants.
-    "max.in.flight": 1,
+    "enable.idempotence": True,  # retries keep a key's order and add no duplicate
     "message.timeout.ms": DELIVERY_TIMEOUT_MS,
     "queue.buffering.max.messages": 200_000,
     "delivery.report.only.error": True,
@@ -82,8 +80,8 @@ def produce(
             **_CONFIG,
             "bootstrap.servers": settings.broker,
             "on_delivery": delivered,
+            "log_level": 0,  # what matters is raised; the rest would garble a progress bar
         }
-        | {"log_level": 0}
     )
     _require_topic(producer, topic, settings.broker)
     schema_id = open_registry(settings).register(f"{topic}-value", TRADE_AVRO)
@@ -123,7 +121,9 @@ def _require_topic(producer: Producer, topic: str, broker: str) -> None:
         # All topics, not this one: asking for one by name may create it.
         topics = producer.list_topics(timeout=ANSWER_TIMEOUT_S).topics
     except KafkaException as exc:
-        raise BrokerUnavailable(f"no Kafka broker answers at {broker}: {exc.args[0].str()}") from exc
+        raise BrokerUnavailable(
+            f"no Kafka broker answers at {broker}: {exc.args[0].str()}"
+        ) from exc
     if topic not in topics:
         raise TopicMissing(f"topic {topic} does not exist at {broker}")
 

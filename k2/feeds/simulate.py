@@ -15,6 +15,7 @@ import datetime as dt
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -125,7 +126,9 @@ class Simulation:
         rng = np.random.default_rng([seed, 1 << 32])
         counts, before = self._count()
         reset_at = self._plan_resets(rng, resets, counts, before)
-        self._plan_faults(rng, {"gap": gaps, "duplicate": duplicates, "late": late}, counts, reset_at)
+        self._plan_faults(
+            rng, {"gap": gaps, "duplicate": duplicates, "late": late}, counts, reset_at
+        )
 
     # -- the plan ------------------------------------------------------------------------------
 
@@ -134,7 +137,9 @@ class Simulation:
         room = (13 * 3600 * _SECOND) // 2 // self._halt_ns  # what is left of the date, halved
         count = min(resets, HALTS_MAX, room)
         if resets and not count:
-            raise FeedError(f"resets: a halt of {self._halt_ns // 10**6} ms does not fit into the day")
+            raise FeedError(
+                f"resets: a halt of {self._halt_ns // 10**6} ms does not fit into the day"
+            )
         return self.trades * np.arange(1, count + 1) // (count + 1)
 
     def _symbols(self, chunk: int, count: int) -> np.ndarray:
@@ -168,7 +173,8 @@ class Simulation:
         places = np.argwhere((since >= 3) & (before < counts))
         if len(places) < resets:
             raise FeedError(f"resets: {resets} asked, {len(places)} fit; add trades or symbols")
-        chosen = places[np.sort(rng.choice(len(places), resets, replace=False))] if resets else []
+        picked: Any = np.sort(rng.choice(len(places), resets, replace=False)) if resets else []
+        chosen: list[list[int]] = [places[index].tolist() for index in picked]
         self._entries: list[Entry] = []
         for halt, symbol in chosen:
             first = int(before[halt, symbol]) + 1
@@ -181,7 +187,7 @@ class Simulation:
         self._entries.append(Entry(kind, self.exchange, name, day, int(first), int(last)))
 
     def _slots(self, wanted: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """(n, 3) disjoint stretches (symbol, first row, last row), n >= wanted, as wide as can be."""
+        """(n, 3) disjoint stretches (symbol, first row, last row), n >= wanted, as wide as fit."""
         room = np.maximum(high - low + 1, 0)
         for width in _SLOT_ROWS:
             each = np.where(room >= 8, np.maximum(room // width, 1), 0)
@@ -253,7 +259,7 @@ class Simulation:
     def _draw(
         self, chunk: int, start: int, symbols: np.ndarray, done: np.ndarray, rung: np.ndarray
     ) -> Rows:
-        """The trades of one chunk; `done` (rows so far) and `rung` (walk) are carried on in place."""
+        """The trades of one chunk; `done` (rows so far) and `rung` (walk) change in place."""
         count = len(symbols)
         rng = np.random.default_rng([self.seed, chunk, 1])
         number = np.arange(start, start + count)
@@ -349,7 +355,7 @@ class Simulation:
         return pa.table([columns[name] for name in _COLUMNS.names], schema=_COLUMNS)
 
 
-def _key(symbol: int | np.ndarray, row: int | np.ndarray) -> int | np.ndarray:
+def _key(symbol: Any, row: Any) -> Any:
     """One integer for (symbol, row number), in that order."""
     return (symbol << 40) | row
 
@@ -367,9 +373,8 @@ def _price(rung: np.ndarray) -> np.ndarray:
 
 def _rung(price: np.ndarray) -> np.ndarray:
     """The step of the ladder at or below a price, at least 1."""
-    ladder = np.where(
-        price < 0.1, price * 1000, np.where(price < 2, 100 + (price - 0.1) * 200, 480 + (price - 2) * 100)
-    )
+    above = np.where(price < 2, 100 + (price - 0.1) * 200, 480 + (price - 2) * 100)
+    ladder = np.where(price < 0.1, price * 1000, above)
     return np.maximum(ladder.astype(np.int64), 1)
 
 
@@ -377,4 +382,5 @@ def _decimals(units: np.ndarray) -> pa.Array:
     """int64 units of 1e-8, not negative, as decimal128(18, 8) without a copy per value."""
     words = np.zeros((len(units), 2), "<i8")
     words[:, 0] = units
-    return pa.Array.from_buffers(_COLUMNS.field("price").type, len(units), [None, pa.py_buffer(words)])
+    kind = _COLUMNS.field("price").type
+    return pa.Array.from_buffers(kind, len(units), [None, pa.py_buffer(words)])

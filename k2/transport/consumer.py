@@ -7,8 +7,7 @@ everything durable. Kafka's group offsets are advisory: the start comes from the
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any, Protocol
 
@@ -153,14 +152,6 @@ class BatchConsumer(AIOKafkaConsumer):
         await self._source.drain()
         self._unacked_messages.clear()
         await self.commit_and_end_transactions()
-
-    async def ends(self, tps: Iterable[TP]) -> tuple[Mapping[TP, int], Mapping[TP, int]]:
-        """Return the log start and the log end offset of each partition."""
-        wanted = list(tps)
-        starts, ends = await asyncio.gather(
-            self.earliest_offsets(*wanted), self.highwaters(*wanted)
-        )
-        return starts, ends
 
     async def rejoin(self) -> None:
         await self._thread.rejoin()

@@ -10,10 +10,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from aiokafka.consumer.fetcher import Fetcher, FetchResult, PartitionRecords
+from aiokafka.consumer.fetcher import (
+    READ_UNCOMMITTED,
+    Fetcher,
+    FetchError,
+    FetchResult,
+    PartitionRecords,
+)
+from aiokafka.errors import OffsetOutOfRangeError
 from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.structs import TopicPartition
 
+from k2.errors import LogTruncated
 from k2.transport.fetched import Fetched, parse
 
 __all__ = ["tap"]
@@ -46,6 +55,9 @@ class _Client:
         return getattr(self._client, name)
 
     async def send(self, node_id: Any, request: Any, **kwargs: Any) -> Any:
+        if isinstance(request, OffsetRequest):
+            # The end of a log is where it ends, not where its oldest open transaction starts.
+            request._isolation_level = READ_UNCOMMITTED
         response = await self._client.send(node_id, request, **kwargs)
         if isinstance(request, FetchRequest):
             self.responses[id(request)] = response
@@ -66,12 +78,23 @@ def tap(fetcher: Fetcher, topics: Collection[str]) -> None:
         if response is not None:
             for topic, partitions in response.topics:
                 if topic in topics:
-                    for partition, _, _, *rest in partitions:
+                    for partition, error, _, *rest in partitions:
                         tp = TopicPartition(topic, partition)
+                        if error == OffsetOutOfRangeError.errno:
+                            fetcher._records[tp] = FetchError(error=_truncated(tp), backoff=0)
+                            wakeup = True
                         _replace(fetcher._records.get(tp), tp, rest, response.API_VERSION)
         return wakeup
 
     fetcher._proc_fetch_request = process
+
+
+def _truncated(tp: TopicPartition) -> LogTruncated:
+    # aiokafka would go on at the log's start, a silent skip or a repetition.
+    return LogTruncated(
+        f"{tp.topic}[{tp.partition}]: the offset that Iceberg needs next is not in the log: was the "
+        f"topic recreated, or did retention outrun the worker?"
+    )
 
 
 def _replace(result: Any, tp: TopicPartition, rest: list[Any], version: int) -> None:

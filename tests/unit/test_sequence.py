@@ -141,6 +141,16 @@ def test_a_new_session_is_a_reset_and_the_former_chain_is_kept():
     assert states[A].earlier == {0: Chain(4, [(2, 3)])}
 
 
+def test_a_sequence_that_runs_on_into_the_next_session_is_still_a_reset():
+    words, _, states = run(at(1, 2), at((3, DAY), (4, DAY), offset=2))
+    assert words == ["first", "ok", "reset", "ok"]
+    assert states[A].earlier == {0: Chain(2)}
+
+
+def test_the_lowest_int64_does_not_continue_the_highest():
+    assert run(at(2**63 - 1), at(-(2**63), offset=1))[0] == ["first", "duplicate"]
+
+
 def test_a_row_of_a_former_session_is_judged_by_that_sessions_chain():
     rows = at(1, 4, (1, DAY), (3, 9), (3, 9), (5, 9), (8, 9), (2, DAY))
     words, gaps, states = run(rows)

@@ -1,0 +1,34 @@
+# Every target sets up what it needs in .venv; nothing else has to be installed than Python 3.11.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/stamp
+
+.PHONY: demo test lint types bench setup
+
+demo: $(STAMP)
+	$(BIN)/k2 demo $(if $(ONCE),--once)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The folders agents/ and tables/ install as k2.agents and k2.tables: mypy sees them put together.
+types: $(STAMP)
+	rm -rf .venv/types/k2
+	mkdir -p .venv/types
+	cp -R k2 .venv/types/k2
+	cp -R agents tables .venv/types/k2/
+	cd .venv/types && ../bin/mypy --config-file ../../pyproject.toml --cache-dir ../mypy -p k2
+
+bench: $(STAMP)
+	$(BIN)/python -m bench
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[embedded,dev]'
+	touch $@

@@ -1,0 +1,59 @@
+"""`k2 up`: the whole stack on this machine. `k2 init`: what must exist before a worker runs."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from k2 import settings as k2_settings
+
+__all__ = ["init", "up"]
+
+DATA = click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Data folder.")
+
+
+@click.command()
+@DATA
+@click.option("--port", type=int, help="Port of the first worker's web views.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
+def up(data: Path | None, port: int | None, workers: int) -> None:
+    """Start a broker (unless K2_BROKER is set) and workers; Ctrl-C stops them gracefully."""
+    from k2.dev.stack import Stack
+
+    stack = Stack(k2_settings.load(data=data, port=port), workers)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        stack.start()
+        click.echo(_banner(stack.settings.broker, stack.views, stack.settings.data), err=True)
+        stack.supervise()
+    except KeyboardInterrupt:
+        click.echo("k2: stopping", err=True)
+    finally:
+        # A second Ctrl-C must not cut the last commit short; the stop has its own deadline.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stack.stop()
+
+
+@click.command()
+@DATA
+def init(data: Path | None) -> None:
+    """Create the topics, Iceberg tables and schemas that do not exist; safe to repeat."""
+    from k2.dev.stack import init as create
+
+    settings = k2_settings.load(data=data)
+    created = create(settings)
+    click.echo(f"k2: topics created: {', '.join(created) or 'none, all exist'}", err=True)
+    click.echo(f"k2: Iceberg tables and schemas are in {settings.data}", err=True)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _banner(broker: str, views: list[str], data: Path) -> str:
+    lines = [f"k2 is up. Broker {broker} (K2_BROKER), data in {data} (K2_DATA). Web views:"]
+    return "\n".join([*lines, *(f"  {url}" for url in views), "Ctrl-C stops."])

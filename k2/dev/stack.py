@@ -1,0 +1,234 @@
+"""The whole of K2 on one machine: broker, topics, Iceberg tables, schemas, N workers."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from k2.dev.broker import HOST, Embedded, port_is_free
+from k2.dev.children import Child, stop_all, supervise
+from k2.errors import K2Error, SettingError
+from k2.lake.catalog import ensure_tables, open_catalog
+from k2.registry import open_registry
+from k2.schemas import TRADE_AVRO
+from k2.settings import Settings
+from k2.topics import cluster_id, ensure_topics
+
+__all__ = ["Stack", "init", "set_aside_tables"]
+
+READY_TIMEOUT_S = 120.0
+READY_POLL_S = 0.2
+#: On top of the worker's own flush deadline, before it is killed.
+STOP_MARGIN_S = 15.0
+EMBEDDED_PORT = 9092
+
+
+def init(settings: Settings) -> list[str]:
+    """Create topics, Iceberg tables and schemas that do not exist; safe to repeat.
+
+    Returns:
+        Names of the topics created.
+    """
+    settings.data.mkdir(parents=True, exist_ok=True)
+    created = ensure_topics(settings)
+    ensure_tables(open_catalog(settings), settings)
+    registry = open_registry(settings)
+    for exchange in settings.exchange_names:
+        registry.register(f"{settings.trades_topic(exchange)}-value", TRADE_AVRO)
+    return created
+
+
+def set_aside_tables(data: Path, cluster: str) -> bool:
+    """Remove `data`/tables when it belongs to another cluster, and remember this one.
+
+    The tables restore themselves from changelog topics, and offsets in them are those of one
+    cluster: with another, recovery would fail or, worse, mix the two.
+
+    Returns:
+        Whether tables were removed. Iceberg's rows are never touched.
+    """
+    memory, tables = data / "cluster.json", data / "tables"
+    try:
+        former = json.loads(memory.read_text())["cluster_id"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        former = None
+    if former == cluster:
+        return False
+    removed = tables.is_dir() and any(tables.iterdir())
+    if removed:
+        shutil.rmtree(tables)
+    # Written last: a crash in between repeats the removal, the reverse would skip it.
+    data.mkdir(parents=True, exist_ok=True)
+    partial = memory.with_suffix(".json.part")
+    partial.write_text(json.dumps({"cluster_id": cluster}) + "\n")
+    os.replace(partial, memory)
+    return removed
+
+
+class Stack:
+    """Broker and workers as a context: inside it, all workers are ready."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        workers: int = 1,
+        *,
+        embedded: bool | None = None,
+        tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            settings: those of the workers; `port` is the first worker's.
+            workers: 1 or more, on ports `port`, `port` + 1, ...
+            embedded: start a broker; None: unless K2_BROKER is in the environment.
+            tell: takes each line for people; stderr.
+        """
+        if workers < 1:
+            raise SettingError(f"workers: {workers} is below 1")
+        self.settings = replace(settings, data=settings.data.resolve())
+        self.views: list[str] = []
+        self._count = workers
+        self._embedded = "K2_BROKER" not in os.environ if embedded is None else embedded
+        self._tell = tell
+        self._broker: Embedded | None = None
+        self._workers: list[Child] = []
+        self._lock: IO[str] | None = None
+
+    def start(self) -> None:
+        """Start all and wait until every worker is ready; on any error all is stopped again.
+
+        Raises:
+            BrokerUnavailable, ChildDied, SettingError: see the message.
+            K2Error: another stack uses the data folder, or a worker is not ready in 120 s.
+        """
+        try:
+            self._take_folder()
+            self._start_broker()
+            self._use_cluster()
+            init(self.settings)
+            self._start_workers()
+            self._await_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop the workers first, so that they can flush and commit, then the broker."""
+        deadline_s = self.settings.shutdown_timeout_ms / 1000 + STOP_MARGIN_S
+        stop_all(self._workers, deadline_s)
+        if self._broker is not None:
+            self._broker.stop()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def supervise(self, stop: threading.Event | None = None) -> None:
+        """Watch broker and workers until `stop` is set; raises ChildDied when one ends."""
+        supervise(self._children(), stop)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def _children(self) -> list[Child]:
+        broker = self._broker.child if self._broker else None
+        return [*([broker] if broker else []), *self._workers]
+
+    def _take_folder(self) -> None:
+        # A second stack here would remove the tables under the first one's workers.
+        self.settings.data.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.settings.data / "stack.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise K2Error(f"{self.settings.data}: another `k2 up` uses this folder") from exc
+
+    def _start_broker(self) -> None:
+        if not self._embedded:
+            return
+        # The default of K2_BROKER where possible: `k2 load` beside us then needs no setting.
+        port = EMBEDDED_PORT if port_is_free(HOST, EMBEDDED_PORT) else 0
+        self._broker = Embedded(self.settings.data, port)
+        self._broker.start()
+        self.settings = replace(self.settings, broker=self._broker.address)
+
+    def _use_cluster(self) -> None:
+        cluster = cluster_id(self.settings.broker)
+        if set_aside_tables(self.settings.data, cluster):
+            state = (
+                "the sequence state starts anew, and records that an in-memory broker held and "
+                "that were not committed when it ended are gone"
+                if self._embedded
+                else "the sequence state is rebuilt from this cluster's changelog topics, if any"
+            )
+            self._tell(
+                f"k2: another Kafka cluster than last time ({cluster}): {state}. "
+                "Committed rows stay."
+            )
+
+    def _start_workers(self) -> None:
+        base = {name: value for name, value in os.environ.items() if not name.startswith("K2_")}
+        for number in range(self._count):
+            port = self.settings.port + number
+            own = replace(self.settings, port=port, worker=str(number))
+            if not port_is_free(own.bind, port):
+                # Else the stranger's answer to /ready would be taken for our worker's.
+                raise SettingError(f"port: {port} on {own.bind} is in use; try --port")
+            log = own.data / "log" / f"worker-{number}.log"
+            argv = [sys.executable, "-m", "k2", "worker"]
+            child = Child(f"worker-{number}", argv, base | _environment(own), log)
+            self._workers.append(child)
+            child.start()
+            host = HOST if own.bind in ("0.0.0.0", "::") else own.bind
+            self.views.append(f"http://{host}:{port}")
+
+    def _await_ready(self) -> None:
+        until = time.monotonic() + READY_TIMEOUT_S
+        waiting = dict(zip(self.views, self._workers, strict=True))
+        while waiting:
+            for child in self._children():
+                child.check()
+            waiting = {url: child for url, child in waiting.items() if not _ready(url)}
+            if waiting and time.monotonic() > until:
+                url, child = next(iter(waiting.items()))
+                raise K2Error(
+                    f"{child.name}: {url}/ready not 200 within {READY_TIMEOUT_S:g} s; "
+                    f"end of {child.log}:\n{child.tail()}"
+                )
+            time.sleep(READY_POLL_S if waiting else 0)
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """All settings as variables: what a caller set in code reaches the workers too."""
+    return {
+        f"K2_{spec.name.upper()}": str(getattr(settings, spec.name)) for spec in fields(settings)
+    }
+
+
+def _ready(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/ready", timeout=2.0) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

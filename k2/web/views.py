@@ -1,0 +1,231 @@
+"""The HTTP views: trades, bars, symbols, status, metrics, live and ready.
+
+Queries run in threads and answers stream batch by batch: the event loop stays free and memory
+bounded. Every error is problem+json (RFC 9457); every answer carries X-Request-Id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import orjson
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from k2.errors import BadQuery, K2Error
+from k2.query.engine import Engine, Rows
+from k2.web import formats
+from k2.web.params import Parameters, interval_ns
+
+__all__ = ["middlewares", "routes"]
+
+Ready = Callable[[], tuple[bool, dict[str, Any]]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_LOG = logging.getLogger(__name__)
+_REQUEST_ID = "X-Request-Id"
+_REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_CANCEL_EVERY_S = 0.02
+_T = TypeVar("_T")
+
+
+def routes(engine: Engine, *, ready: Ready) -> list[web.RouteDef]:
+    """The views over `engine`; `ready` gives (ready or not, reasons). Add `middlewares()` too."""
+
+    async def trades(request: web.Request) -> web.StreamResponse:
+        known = ("symbol", "exchange", "start", "end", "limit", "format")
+        query = Parameters(request.query, known)
+        form = _form(request, query)
+        exchange, symbols = query.text("exchange"), query.names("symbol")
+        start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
+        return await _stream(
+            request, form, lambda: engine.trades(exchange, symbols, start, end, limit)
+        )
+
+    async def bars(request: web.Request) -> web.StreamResponse:
+        known = ("symbol", "exchange", "start", "end", "interval", "limit", "format")
+        query = Parameters(request.query, known)
+        form = _form(request, query)
+        exchange, symbol = query.text("exchange"), query.required("symbol")
+        start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
+        interval = interval_ns("interval", query.text("interval") or "1m")
+        return await _stream(
+            request, form, lambda: engine.bars(exchange, symbol, start, end, interval, limit)
+        )
+
+    async def symbols(request: web.Request) -> web.StreamResponse:
+        form = _form(request, Parameters(request.query, ("format",)))
+        return await _stream(request, form, engine.symbols)
+
+    async def status(request: web.Request) -> web.StreamResponse:
+        Parameters(request.query, ())
+        return _json(request, await asyncio.to_thread(engine.status))
+
+    async def metrics(request: web.Request) -> web.StreamResponse:
+        headers = {"Content-Type": CONTENT_TYPE_LATEST, **_headers(request)}
+        return web.Response(body=generate_latest(), headers=headers)
+
+    async def live(request: web.Request) -> web.StreamResponse:
+        return _json(request, {"live": True})
+
+    async def is_ready(request: web.Request) -> web.StreamResponse:
+        fine, reasons = ready()
+        return _json(request, {"ready": fine, "reasons": reasons}, 200 if fine else 503)
+
+    return [
+        web.get("/v1/trades", trades, allow_head=False),
+        web.get("/v1/bars", bars, allow_head=False),
+        web.get("/v1/symbols", symbols, allow_head=False),
+        web.get("/v1/status", status, allow_head=False),
+        web.get("/metrics", metrics),
+        web.get("/live", live),
+        web.get("/ready", is_ready),
+    ]
+
+
+def middlewares() -> list[Any]:
+    """Request ids and errors as problem+json, in the order aiohttp wants."""
+    return [_problems]
+
+
+@web.middleware
+async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        response = await handler(request)
+    except web.HTTPException as exc:
+        if exc.status < 400:
+            raise
+        headers = {k: v for k, v in exc.headers.items() if k.lower() == "allow"}
+        return _problem(request, exc.status, "http", exc.reason, headers=headers)
+    except K2Error as exc:
+        if exc.status >= 500:
+            _LOG.exception("%s %s", request.method, request.path)
+        parameter = exc.parameter if isinstance(exc, BadQuery) else None
+        headers = {"Retry-After": "1"} if exc.retriable else {}
+        kind = re.sub(r"(?<!^)(?=[A-Z])", "-", type(exc).__name__).lower()
+        return _problem(request, exc.status, kind, str(exc), parameter, headers)
+    except (ConnectionResetError, _AbortedError):
+        raise
+    except Exception:
+        problem = _problem(request, 500, "internal", "unexpected; the log has it by the request id")
+        _LOG.exception("%s %s (%s)", request.method, request.path, problem.headers[_REQUEST_ID])
+        return problem
+    if not response.prepared and _REQUEST_ID not in response.headers:
+        response.headers.update(_headers(request))
+    return response
+
+
+class _AbortedError(ConnectionResetError):
+    """An answer that had begun failed; its connection is cut so that nobody takes it for whole."""
+
+
+def _problem(
+    request: web.Request,
+    status: int,
+    kind: str,
+    detail: str,
+    parameter: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> web.Response:
+    body: dict[str, Any] = {
+        "type": f"urn:k2:error:{kind}",
+        "title": http.HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+    }
+    if parameter is not None:
+        body["parameter"] = parameter
+    return web.Response(
+        status=status,
+        body=orjson.dumps(body),
+        content_type="application/problem+json",
+        headers={**(headers or {}), **_headers(request)},
+    )
+
+
+def _headers(request: web.Request) -> dict[str, str]:
+    """The client's own request id if it is harmless, else a new one; stable for a request."""
+    known = request.headers.get(_REQUEST_ID, "")
+    if _REQUEST_ID_FORM.fullmatch(known):
+        return {_REQUEST_ID: known}
+    return {_REQUEST_ID: uuid.uuid4().hex}
+
+
+def _json(request: web.Request, value: Any, status: int = 200) -> web.Response:
+    return web.Response(
+        status=status,
+        body=orjson.dumps(value),
+        content_type="application/json",
+        headers=_headers(request),
+    )
+
+
+def _form(request: web.Request, query: Parameters) -> str:
+    form = formats.choose(query.text("format"), request.headers.get("Accept", ""))
+    if form is None:
+        raise web.HTTPNotAcceptable(reason=f"one of {', '.join(formats.MEDIA_TYPES.values())}")
+    return form
+
+
+async def _stream(request: web.Request, form: str, query: Callable[[], Rows]) -> web.StreamResponse:
+    rows = await asyncio.to_thread(query)
+    response: web.StreamResponse | None = None
+    try:
+        encoder = formats.Encoder(form, rows.schema, rows.snapshot_id, rows.truncated)
+
+        def chunk() -> bytes | None:
+            batch = rows.next_batch()
+            return None if batch is None else encoder.rows(batch)
+
+        opening = encoder.begin()
+        # The first rows come before the headers: a query that fails at once gets a real status.
+        data = await _cancellable(chunk, rows)
+        headers = {
+            "Content-Type": encoder.media_type,
+            "X-K2-Truncated": str(rows.truncated).lower(),
+            **_headers(request),
+        }
+        if rows.snapshot_id is not None:
+            headers["X-K2-Snapshot-Id"] = str(rows.snapshot_id)
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        await response.write(opening)
+        while data is not None:
+            await response.write(data)
+            data = await _cancellable(chunk, rows)
+        await response.write(encoder.end())
+        await response.write_eof()
+    except ConnectionResetError:
+        _LOG.debug("%s: the client went away", request.path)
+        raise
+    except Exception as exc:
+        if response is None or not response.prepared:
+            raise
+        _LOG.exception("%s failed after its answer had begun", request.path)
+        if request.transport is not None:
+            request.transport.abort()
+        raise _AbortedError from exc
+    finally:
+        rows.close()
+    return response
+
+
+async def _cancellable(call: Callable[[], _T], rows: Rows) -> _T:
+    """Run `call` in a thread; a cancelled request interrupts its query and waits for the thread."""
+    task = asyncio.ensure_future(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            rows.cancel()
+            await asyncio.wait([task], timeout=_CANCEL_EVERY_S)
+        with contextlib.suppress(Exception):
+            task.result()
+        raise

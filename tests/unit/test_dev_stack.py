@@ -1,0 +1,74 @@
+"""The stack: whose tables are kept, who may use the folder, what init makes."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from k2.dev.stack import Stack, init, set_aside_tables
+from k2.errors import K2Error, SettingError
+from k2.lake.catalog import open_catalog, rejects_name, trades_name
+from k2.registry import open_registry
+from k2.settings import Settings
+
+if TYPE_CHECKING:
+    from conftest import Broker
+
+
+def tables(data: Path) -> Path:
+    file = data / "tables" / "worker-0" / "state"
+    file.parent.mkdir(parents=True)
+    file.write_text("x")
+    return file
+
+
+def test_tables_of_the_same_cluster_stay(tmp_path: Path) -> None:
+    assert not set_aside_tables(tmp_path, "k2-a")
+    kept = tables(tmp_path)
+    assert not set_aside_tables(tmp_path, "k2-a")
+    assert kept.exists()
+
+
+def test_tables_of_another_cluster_go_and_the_warehouse_stays(tmp_path: Path) -> None:
+    set_aside_tables(tmp_path, "k2-a")
+    gone, row = tables(tmp_path), tmp_path / "warehouse"
+    row.mkdir()
+    assert set_aside_tables(tmp_path, "k2-b")
+    assert not gone.exists()
+    assert row.exists()
+
+
+@pytest.mark.parametrize("memory", [None, "", "[]", "{}"])
+def test_tables_of_an_unknown_cluster_go(tmp_path: Path, memory: str | None) -> None:
+    if memory is not None:
+        (tmp_path / "cluster.json").write_text(memory)
+    gone = tables(tmp_path)
+    assert set_aside_tables(tmp_path, "k2-a")
+    assert not gone.exists()
+
+
+def test_second_stack_in_a_folder_is_refused(tmp_path: Path) -> None:
+    with (tmp_path / "stack.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(K2Error, match="another `k2 up`"):
+            Stack(Settings(data=tmp_path), embedded=True).start()
+
+
+def test_no_workers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="workers: 0"):
+        Stack(Settings(data=tmp_path), 0)
+
+
+@pytest.mark.slow
+def test_init_makes_topics_tables_and_schemas_and_repeats(broker: Broker, tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path, broker=broker.address, exchanges="INIT")
+    assert settings.trades_topic("INIT") in init(settings)
+    assert init(settings) == []
+    catalog = open_catalog(settings)
+    assert catalog.table_exists(trades_name(settings))
+    assert catalog.table_exists(rejects_name(settings))
+    catalog.close()
+    assert "market.trades.init-value" in open_registry(settings).subjects()

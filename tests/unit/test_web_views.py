@@ -1,0 +1,215 @@
+"""The views on a real server over a real Iceberg table."""
+
+import datetime as dt
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pytest
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
+
+from k2.errors import BadQuery
+from k2.lake.catalog import ensure_tables, load_table, open_catalog, trades_name
+from k2.query.engine import Engine
+from k2.schemas import TRADES
+from k2.settings import Settings
+from k2.web.formats import choose
+from k2.web.params import interval_ns, time_ns
+from k2.web.views import middlewares, routes
+
+START = 1394409600_000_000_000
+ROWS = 40_000  # more than one batch
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    settings = Settings(data=Path(tmp_path_factory.mktemp("lake")))
+    catalog = open_catalog(settings)
+    ensure_tables(catalog, settings)
+    numbers = pa.array(range(ROWS), pa.int64())
+    ts = pa.array([START + n * 1000 for n in range(ROWS)], pa.int64())
+    same = {
+        "exchange": "ASX",
+        "symbol": "BHP",
+        "session": dt.date(2014, 3, 10),
+        "price": "36.667",
+        "size": "0.00000001",
+        "side": "NONE",
+        "trade_id": None,
+        "conditions": 'a,"b',
+        "venue": "X",
+        "verdict": "ok",
+        "kafka_cluster": "c",
+        "kafka_topic": "t",
+        "kafka_partition": 0,
+    }
+    arrays = []
+    for f in TRADES:
+        if f.name in same:
+            value = pa.scalar(same[f.name])
+            column = pa.array([value.as_py()] * ROWS).cast(f.type)
+        elif f.name in ("event_time", "ingest_time"):
+            column = pa.array([t // 1000 for t in ts.to_pylist()], pa.int64()).cast(f.type)
+        else:
+            column = numbers if f.name in ("sequence", "kafka_offset") else ts
+        arrays.append(column)
+    load_table(catalog, trades_name(settings)).append(pa.Table.from_arrays(arrays, schema=TRADES))
+    engine = Engine(catalog, settings)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+async def get(engine):
+    state = {"ready": (True, {})}
+    app = web.Application(middlewares=middlewares())
+    app.add_routes(routes(engine, ready=lambda: state["ready"]))
+    async with TestServer(app) as server, ClientSession() as session:
+
+        async def call(path, headers=None):
+            async with session.get(server.make_url(path), headers=headers) as response:
+                return response, await response.read()
+
+        call.state = state
+        yield call
+
+
+async def test_json_has_exact_decimals_and_says_what_was_cut(get):
+    response, body = await get("/v1/trades?symbol=BHP&exchange=ASX&limit=2")
+    answer = orjson.loads(body)
+    assert response.status == 200
+    assert (answer["count"], answer["truncated"], len(answer["data"])) == (2, True, 2)
+    assert answer["data"][1] | {"price": "36.667", "size": "0.00000001"} == answer["data"][1]
+    assert answer["data"][1]["ts_event"] == START + 1000
+    assert response.headers["X-K2-Truncated"] == "true"
+    assert response.headers["X-K2-Snapshot-Id"] == str(answer["snapshot_id"])
+
+
+async def test_every_format_gives_every_row(get):
+    path = "/v1/trades?symbol=BHP&format="
+    _, body = await get(path + "json")
+    rows = orjson.loads(body)["data"]
+    assert len(rows) == ROWS
+    _, body = await get(path + "ndjson")
+    assert [orjson.loads(line) for line in body.splitlines()] == rows
+    _, body = await get(path + "csv")
+    header, first, *rest = body.decode().splitlines()
+    assert len(rest) == ROWS - 1
+    cells = dict(zip(header.split(","), first.replace('"a,""b"', "Q").split(","), strict=True))
+    assert (cells["price"], cells["size"], cells["conditions"]) == ("36.667", "0.00000001", "Q")
+    _, body = await get(path + "arrow")
+    table = pa.ipc.open_stream(body).read_all()
+    assert table.num_rows == ROWS
+    assert table.schema.field("price").type == pa.decimal128(18, 8)
+
+
+async def test_no_rows_are_an_answer_in_every_format(get):
+    _, body = await get("/v1/trades?symbol=NOPE")
+    answer = orjson.loads(body)
+    assert (answer["data"], answer["count"], answer["truncated"]) == ([], 0, False)
+    _, body = await get("/v1/trades?symbol=NOPE&format=arrow")
+    assert pa.ipc.open_stream(body).read_all().num_rows == 0
+
+
+async def test_the_accept_header_chooses_the_format(get):
+    response, _ = await get("/v1/symbols", {"Accept": "text/csv;q=0.5, application/x-ndjson"})
+    assert response.content_type == "application/x-ndjson"
+    response, body = await get("/v1/symbols", {"Accept": "image/png"})
+    assert (response.status, orjson.loads(body)["status"]) == (406, 406)
+
+
+async def test_bars_of_a_symbol(get):
+    _, body = await get("/v1/bars?symbol=BHP&exchange=ASX&interval=10ms&end=2014-03-10T00:00:00.02")
+    bars = orjson.loads(body)["data"]
+    assert [(b["start"], b["trades"], b["volume"], b["vwap"]) for b in bars] == [
+        (START, 10_000, "0.0001", "36.667"),
+        (START + 10_000_000, 10_000, "0.0001", "36.667"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "parameter"),
+    [
+        ("/v1/trades?symbool=BHP", "symbool"),
+        ("/v1/trades?symbol=BHP&symbol=RIO", "symbol"),
+        ("/v1/trades?symbol=BHP,", "symbol"),
+        ("/v1/trades?start=yesterday", "start"),
+        ("/v1/trades?start=5&end=5", "start"),
+        ("/v1/trades?limit=-1", "limit"),
+        ("/v1/trades?limit=0", "limit"),
+        ("/v1/trades?format=xml", "format"),
+        ("/v1/trades?exchange=", "exchange"),
+        ("/v1/bars", "symbol"),
+        ("/v1/bars?symbol=BHP&interval=0s", "interval"),
+        ("/v1/bars?symbol=BHP&interval=25h", "interval"),
+        ("/v1/status?x=1", "x"),
+    ],
+)
+async def test_a_bad_parameter_is_named_in_a_problem(get, path, parameter):
+    response, body = await get(path)
+    problem = orjson.loads(body)
+    assert (response.status, response.content_type) == (400, "application/problem+json")
+    assert (problem["parameter"], problem["status"]) == (parameter, 400)
+    assert {"type", "title", "detail"} <= set(problem)
+    assert response.headers["X-Request-Id"]
+
+
+async def test_every_answer_has_a_request_id_and_keeps_the_clients(get):
+    for path in ("/v1/trades?limit=1", "/v1/status", "/metrics", "/live", "/ready", "/nowhere"):
+        response, _ = await get(path)
+        assert response.headers["X-Request-Id"], path
+        response, _ = await get(path, {"X-Request-Id": "mine-1"})
+        assert response.headers["X-Request-Id"] == "mine-1", path
+
+
+async def test_ready_gives_its_reasons(get):
+    assert (await get("/ready"))[0].status == 200
+    get.state["ready"] = (False, {"group": "rebalancing"})
+    response, body = await get("/ready")
+    assert (response.status, orjson.loads(body)["reasons"]) == (503, {"group": "rebalancing"})
+
+
+async def test_metrics_and_status_answer(get):
+    _, body = await get("/metrics")
+    assert b"k2_query_seconds_bucket" in body
+    _, body = await get("/v1/status")
+    assert orjson.loads(body)["rows"] == ROWS
+
+
+async def test_an_unknown_path_is_a_problem_too(get):
+    response, body = await get("/v1/nowhere")
+    assert (response.status, orjson.loads(body)["title"]) == (404, "Not Found")
+
+
+@pytest.mark.parametrize(
+    ("text", "ns"),
+    [
+        ("1394409600000000001", START + 1),
+        ("2014-03-10T00:00:00.000000001", START + 1),
+        ("2014-03-10T00:00:00.000000001Z", START + 1),
+        ("2014-03-10T11:00:00+11:00", START),
+        ("2014-03-10T11:00:00 11:00", START),
+        ("2014-03-10", START),
+        ("1969-12-31T23:59:59.999999999", -1),
+    ],
+)
+def test_times_are_read_to_the_nanosecond(text, ns):
+    assert time_ns("start", text) == ns
+
+
+def test_intervals_have_units():
+    assert [interval_ns("interval", t) for t in ("250ms", "1s", "5m", "1h", "1d")] == [
+        250_000_000,
+        10**9,
+        300 * 10**9,
+        3600 * 10**9,
+        86400 * 10**9,
+    ]
+    with pytest.raises(BadQuery, match="interval"):
+        interval_ns("interval", "1w")
+
+
+def test_a_refused_type_is_not_chosen():
+    assert choose(None, "application/json;q=0") is None
+    assert choose(None, "") == "json"
