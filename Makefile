@@ -3,10 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/stamp
 
-.PHONY: demo test lint types bench setup
-
-demo: $(STAMP)
-	$(BIN)/k2 demo $(if $(ONCE),--once)
+.PHONY: test lint types setup
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q
@@ -22,9 +19,6 @@ types: $(STAMP)
 	cp -R k2 .venv/types/k2
 	cp -R agents tables .venv/types/k2/
 	cd .venv/types && ../bin/mypy --config-file ../../pyproject.toml --cache-dir ../mypy -p k2
-
-bench: $(STAMP)
-	$(BIN)/python -m bench
 
 setup: $(STAMP)
 

@@ -167,6 +167,4 @@ def _duplicates(
 
 
 def _reject_table(columns: dict[str, object], n: int) -> pa.Table:
-    return pa.table(
-        [columns.get(f.name, pa.nulls(n, f.type)) for f in REJECTS], schema=REJECTS
-    )
+    return pa.table([columns.get(f.name, pa.nulls(n, f.type)) for f in REJECTS], schema=REJECTS)

@@ -1,10 +1,10 @@
 """The way of a batch through a worker: decode, sequence check, buffer, commit, checkpoint, ack.
 
 Order of a checkpoint, and what a crash after each step leaves:
-1. rejects commit   - read again from the trades' offset; rejects below their own offset are skipped
-2. trades commit    - rows are durable; the sequence state is behind and is advanced by reading again
+1. rejects commit - read again from the trades' offset; rejects below their own offset are skipped
+2. trades commit - rows are durable; the sequence state is behind and is advanced by reading again
 3. state checkpoint - per symbol by offset, so that a torn one is finished by reading again
-4. ack              - advisory only: the start is always taken from Iceberg and the state's watermark
+4. ack - advisory only: the start is always taken from Iceberg and the state's watermark
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 from faust.types import TP
+from k2.agents.assemble import Checked, assemble
+from k2.tables import sequences
 
 from k2 import metrics
-from k2.agents.assemble import Checked, assemble
 from k2.app import App
 from k2.buffer import Buffer, Taken
 from k2.codec import Decoder
@@ -29,7 +30,6 @@ from k2.errors import Fenced, K2Error, LogTruncated
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source
 from k2.sequence import Rules, SymbolState
-from k2.tables import sequences
 from k2.transport import Fetched
 
 __all__ = ["Ingest"]
@@ -56,8 +56,15 @@ class Partition:
 class Ingest:
     """Feeds one trades and one rejects table from the batch topics; the app's batch source."""
 
-    def __init__(self, app: App, decoder: Decoder, trades: Sink, rejects: Sink,
-                 topics: frozenset[str], cluster: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        app: App,
+        decoder: Decoder,
+        trades: Sink,
+        rejects: Sink,
+        topics: frozenset[str],
+        cluster: Callable[[], str],
+    ) -> None:
         settings = app.settings
         self.app, self.settings, self.topics = app, settings, topics
         self._decoder, self._trades, self._rejects = decoder, trades, rejects
@@ -121,8 +128,12 @@ class Ingest:
                     f"{starts[tp]}: did retention outrun the worker?"
                 )
             self._partitions[tp] = Partition(
-                source=source, next_offset=watermark, trades_at=trades.get(source),
-                rejects_at=rejects.get(source), states_from=watermark, states=symbols,
+                source=source,
+                next_offset=watermark,
+                trades_at=trades.get(source),
+                rejects_at=rejects.get(source),
+                states_from=watermark,
+                states=symbols,
             )
         self.started = True
         return {tp: self._partitions[tp].next_offset for tp in tps}
@@ -171,8 +182,14 @@ class Ingest:
             async with partition.order:
                 decoded = await decoding
                 checked = await self._in_pool(
-                    assemble, partition.source, fetched, decoded, partition.states, self._rules,
-                    partition.trades_at or 0, partition.rejects_at or 0,
+                    assemble,
+                    partition.source,
+                    fetched,
+                    decoded,
+                    partition.states,
+                    self._rules,
+                    partition.trades_at or 0,
+                    partition.rejects_at or 0,
                 )
                 await self._buffer.room()
                 if self._partitions.get(tp) is partition:
@@ -226,16 +243,22 @@ class Ingest:
             # Rejects first: the trades' offset says that everything below it is in one of both.
             moved = [(p, end) for p, end in owned if end > (p.rejects_at or 0)]
             await self._in_lake(
-                _append, self._rejects, taken.rejects,
-                {p.source: p.rejects_at for p, _ in moved}, {p.source: end for p, end in moved},
+                _append,
+                self._rejects,
+                taken.rejects,
+                {p.source: p.rejects_at for p, _ in moved},
+                {p.source: end for p, end in moved},
             )
             for partition, end in moved:
                 partition.rejects_at = end
         moved = [(p, end) for p, end in owned if end > (p.trades_at or 0)]
         if moved:
             await self._in_lake(
-                _append, self._trades, taken.trades,
-                {p.source: p.trades_at for p, _ in moved}, {p.source: end for p, end in moved},
+                _append,
+                self._trades,
+                taken.trades,
+                {p.source: p.trades_at for p, _ in moved},
+                {p.source: end for p, end in moved},
             )
             for partition, end in moved:
                 partition.trades_at = end
@@ -251,7 +274,10 @@ class Ingest:
             # A partition that was taken away while the commit ran belongs to its new owner.
             if self._partitions.get(tp) is partition and end > partition.states_from:
                 await sequences.checkpoint(
-                    partition.source, partition.event, dirty[tp], end,
+                    partition.source,
+                    partition.event,
+                    dirty[tp],
+                    end,
                     self.settings.shutdown_timeout_ms / 1000.0,
                 )
                 partition.states_from = end
@@ -267,7 +293,8 @@ class Ingest:
         except TimeoutError:
             log.warning(
                 "flush not finished within %d ms: dropping %d rows, to be read again",
-                self.settings.shutdown_timeout_ms, self._buffer.rows,
+                self.settings.shutdown_timeout_ms,
+                self._buffer.rows,
             )
         except K2Error as exc:
             log.warning("not flushed, to be read again: %s", exc)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from k2.agents.ingest import Ingest
+
 from k2.app import app, trades_topic
 from k2.codec import Decoder
 from k2.lake.catalog import ensure_tables, open_catalog, rejects_name, trades_name

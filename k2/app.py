@@ -13,7 +13,7 @@ from k2.transport import BatchSource, Fetched
 __all__ = ["App", "app", "create_app"]
 
 
-class BatchSchema(faust.Schema):  # type: ignore[misc]
+class BatchSchema(faust.Schema):
     """The value is already what the agent wants: a `Fetched`."""
 
     def loads_key(self, app: Any, message: Any, **kwargs: Any) -> None:
@@ -24,7 +24,7 @@ class BatchSchema(faust.Schema):  # type: ignore[misc]
         return fetched
 
 
-class App(faust.App):  # type: ignore[misc]
+class App(faust.App):
     """Faust's app with K2's settings and the source of its batch topics."""
 
     settings: Settings

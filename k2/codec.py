@@ -229,7 +229,7 @@ class Decoder:
         datum = value[_FRAME:]
         try:
             end = check_datum(writer, datum)
-            row = fastavro.schemaless_reader(io.BytesIO(datum), parsed, _READER)
+            row: Any = fastavro.schemaless_reader(io.BytesIO(datum), parsed, _READER)
             _check_row(row)
         except EOFError as exc:
             return "truncated", str(exc), None
@@ -257,7 +257,9 @@ def _check_row(row: dict[str, Any]) -> None:
             with localcontext(prec=100):
                 unscaled = value.scaleb(PRICE_SCALE)
                 if unscaled != unscaled.to_integral_value() or abs(unscaled) >= _LIMIT:
-                    raise ValueError(f"{name}: {value} is not decimal({PRICE_PRECISION},{PRICE_SCALE})")
+                    raise ValueError(
+                        f"{name}: {value} is not decimal({PRICE_PRECISION},{PRICE_SCALE})"
+                    )
         elif kind == "long" and not -(1 << 63) <= value < 1 << 63:
             raise ValueError(f"{name}: {value} does not fit 64 bits")
 
@@ -344,7 +346,8 @@ def _read_block(batches: Sequence[RecordBatch], schema_id: bytes, keyed: bool) -
         key_size = 1
     # One byte of attributes before, one of the header count behind.
     _require(
-        length == 2 + _sizes(ints("k__timestamp")) + _sizes(delta) + key_size + _sizes(value) + value
+        length
+        == 2 + _sizes(ints("k__timestamp")) + _sizes(delta) + key_size + _sizes(value) + value
     )
 
     at = ends - 1 - value + _FRAME
@@ -441,7 +444,7 @@ def encode(table: pa.Table, schema_id: int) -> tuple[Bytes, Ints]:
 
 
 class _Part:
-    """n pieces of bytes: piece i is the first sizes[i] bytes of matrix[i], or text from start[i]."""
+    """n pieces of bytes: piece i is the first sizes[i] of matrix[i], or text from start[i]."""
 
     def __init__(self, data: Bytes, sizes: Ints, start: Ints | None = None) -> None:
         self.data, self.sizes, self.start = data, sizes, start
@@ -517,9 +520,7 @@ def _encode_text(array: Any, optional: bool) -> list[_Part]:
         sizes = np.where(null, 0, sizes)
         lengths = _varints(sizes)
         branch = np.where(null, 0, 2).astype(np.uint8)
-        head = _Part(
-            np.column_stack((branch, lengths.data)), np.where(null, 1, 1 + lengths.sizes)
-        )
+        head = _Part(np.column_stack((branch, lengths.data)), np.where(null, 1, 1 + lengths.sizes))
     text = array.buffers()[2]
     data = np.frombuffer(text, np.uint8) if text is not None else np.empty(0, np.uint8)
-    return [head, _Part(data, sizes, bounds[:-1])]
+    return [head, _Part(data, sizes, bounds[:-1].astype(np.int64))]

@@ -114,7 +114,9 @@ def _record(data: bytes) -> Record:
             _, at = _nullable(data, at)
             _, at = _nullable(data, at)
         if headers < 0 or at != len(data):
-            return Record(timestamp_delta, offset_delta, None, data, "a record's parts do not fill it")
+            return Record(
+                timestamp_delta, offset_delta, None, data, "a record's parts do not fill it"
+            )
     except (EOFError, FramingError) as exc:
         return Record(timestamp_delta, offset_delta, None, data, f"a record's parts: {exc}")
     return Record(timestamp_delta, offset_delta, key, value)

@@ -30,8 +30,6 @@ commit_timestamp_seconds = Gauge("k2_commit_timestamp_seconds", "When the last c
 buffered_rows = Gauge("k2_buffered_rows", "Rows waiting for a commit.")
 buffered_bytes = Gauge("k2_buffered_bytes", "Arrow bytes waiting for or in a commit.")
 inflight_bytes = Gauge("k2_inflight_bytes", "Bytes fetched and not yet decoded.")
-lag_records = Gauge(
-    "k2_lag_records", "Records behind the log's end.", ["topic", "partition"]
-)
+lag_records = Gauge("k2_lag_records", "Records behind the log's end.", ["topic", "partition"])
 decode_seconds = Histogram("k2_decode_seconds", "Decoding of one fetch.")
 query_seconds = Histogram("k2_query_seconds", "A query, until its first rows.", ["resource"])

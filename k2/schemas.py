@@ -42,7 +42,9 @@ def _arrow_type(avro: Any) -> pa.DataType:
 
 
 def _arrow_field(avro: dict[str, Any]) -> pa.Field:
-    return pa.field(avro["name"], _arrow_type(avro["type"]), nullable=isinstance(avro["type"], list))
+    return pa.field(
+        avro["name"], _arrow_type(avro["type"]), nullable=isinstance(avro["type"], list)
+    )
 
 
 _TRADE_FIELDS = {field["name"]: _arrow_field(field) for field in TRADE_AVRO["fields"]}

@@ -29,13 +29,19 @@ def _setting(default: Any, unit: str, help: str, low: Any = None, high: Any = No
 class Settings:
     """One value a setting; see each field's metadata for unit, help and bounds."""
 
-    data: Path = _setting(Path("k2-data"), "folder", "Warehouse, catalog, RocksDB and logs live here.")
+    data: Path = _setting(
+        Path("k2-data"), "folder", "Warehouse, catalog, RocksDB and logs live here."
+    )
     broker: str = _setting("127.0.0.1:9092", "host:port[,...]", "Kafka bootstrap servers.")
     group: str = _setting("k2", "name", "Consumer group, and prefix of the changelog topics.")
     worker: str = _setting("0", "name", "Name of this worker: its folder for tables.")
-    exchanges: str = _setting("ASX,SIM", "A,B", "Exchanges whose trades are ingested, a topic each.")
+    exchanges: str = _setting(
+        "ASX,SIM", "A,B", "Exchanges whose trades are ingested, a topic each."
+    )
     timezones: str = _setting(
-        "ASX=Australia/Sydney", "EXCHANGE=Zone[,...]", "Time zone of an exchange's trading date; else UTC."
+        "ASX=Australia/Sydney",
+        "EXCHANGE=Zone[,...]",
+        "Time zone of an exchange's trading date; else UTC.",
     )
     partitions: int = _setting(4, "count", "Partitions of a topic that K2 creates.", 1, 1024)
     replication: int = _setting(1, "count", "Replicas of a topic that K2 creates.", 1, 16)
@@ -56,12 +62,16 @@ class Settings:
     buffer_bytes_max: int = _setting(
         256 * MIB, "bytes", "Buffered rows, Arrow size; full: fetching waits.", MIB, 65536 * MIB
     )
-    flush_age_max_ms: int = _setting(1000, "ms", "Oldest buffered row that forces a flush.", 10, 3_600_000)
+    flush_age_max_ms: int = _setting(
+        1000, "ms", "Oldest buffered row that forces a flush.", 10, 3_600_000
+    )
     commit_timeout_ms: int = _setting(
         30_000, "ms", "A commit is retried this long before the worker gives up.", 100, 3_600_000
     )
     snapshots_keep: int = _setting(20, "count", "Newest snapshots that expiry keeps.", 1, 100_000)
-    snapshots_expire_every: int = _setting(10, "commits", "Commits between two expiries.", 1, 100_000)
+    snapshots_expire_every: int = _setting(
+        10, "commits", "Commits between two expiries.", 1, 100_000
+    )
     snapshot_age_min_ms: int = _setting(
         60_000, "ms", "Snapshots younger than this are kept.", 0, 31_536_000_000
     )
@@ -75,7 +85,9 @@ class Settings:
     shutdown_timeout_ms: int = _setting(
         15_000, "ms", "Flush deadline at shutdown and at revocation.", 100, 300_000
     )
-    query_rows_max: int = _setting(10_000_000, "rows", "Largest `limit` of a query.", 1, 1_000_000_000)
+    query_rows_max: int = _setting(
+        10_000_000, "rows", "Largest `limit` of a query.", 1, 1_000_000_000
+    )
     query_memory_max: int = _setting(1024 * MIB, "bytes", "DuckDB's memory.", 64 * MIB, 65536 * MIB)
 
     def __post_init__(self) -> None:

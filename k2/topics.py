@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, ClusterMetadata, NewTopic
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from k2.errors import BrokerUnavailable, K2Error
 from k2.settings import Settings
@@ -14,13 +17,14 @@ ANSWER_TIMEOUT_S = 5.0
 REJECTS_TOPIC = "market.rejects"
 
 
-def _metadata(address: str, admin: AdminClient | None = None) -> ClusterMetadata:
+def _metadata(address: str, admin: AdminClient | None = None) -> Any:
     client = admin or _admin(address)
     try:
         return client.list_topics(timeout=ANSWER_TIMEOUT_S)
     except KafkaException as exc:
         raise BrokerUnavailable(
-            f"no Kafka broker answers at {address} within {ANSWER_TIMEOUT_S:g} s: {exc.args[0].str()}"
+            f"no Kafka broker answers at {address} within {ANSWER_TIMEOUT_S:g} s: "
+            f"{exc.args[0].str()}"
         ) from exc
 
 
@@ -69,5 +73,7 @@ def ensure_topics(settings: Settings) -> list[str]:
         try:
             created.result()
         except KafkaException as exc:
-            raise K2Error(f"{name}: the broker did not create the topic: {exc.args[0].str()}") from exc
+            raise K2Error(
+                f"{name}: the broker did not create the topic: {exc.args[0].str()}"
+            ) from exc
     return missing

@@ -54,8 +54,13 @@ def load(sources: set[Source]) -> dict[Source, tuple[int, Symbols]]:
     return {source: (watermarks[source], symbols[source]) for source in watermarks}
 
 
-async def checkpoint(source: Source, event: Any, states: Mapping[tuple[str, str], SymbolState],
-                     watermark: int, timeout_s: float) -> None:
+async def checkpoint(
+    source: Source,
+    event: Any,
+    states: Mapping[tuple[str, str], SymbolState],
+    watermark: int,
+    timeout_s: float,
+) -> None:
     """Write what changed since the last checkpoint; return when the changelog has it.
 
     Args:

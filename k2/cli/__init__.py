@@ -14,13 +14,9 @@ __all__ = ["cli", "main"]
 
 #: Command: where it stands. Imported when used, so that `k2 --help` is quick.
 COMMANDS = {
-    "bars": "k2.cli.query:bars",
-    "demo": "k2.cli.demo:demo",
     "init": "k2.cli.stack:init",
     "load": "k2.cli.feeds:load",
     "simulate": "k2.cli.feeds:simulate",
-    "status": "k2.cli.query:status",
-    "trades": "k2.cli.query:trades",
     "up": "k2.cli.stack:up",
     "verify": "k2.cli.verify:verify",
     "worker": "k2.cli.worker:worker",

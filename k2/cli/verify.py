@@ -53,8 +53,12 @@ class BrokerHoles:
         self._consumer.assign([TopicPartition(source.topic, source.partition, max(first, start))])
         message = self._consumer.poll(READ_TIMEOUT_S)
         if message is None or message.error():
-            return "no record follows: control records of a transaction" if last >= end - 1 else None
+            return (
+                "no record follows: control records of a transaction" if last >= end - 1 else None
+            )
         offset = message.offset()
+        if offset is None:
+            return None
         return "control records, aborted or compacted away" if offset > last else None
 
     def close(self) -> None:
@@ -81,7 +85,9 @@ def verify(as_json: bool, offline: bool) -> None:
     try:
         with messages.status("reading the tables") as status:
             report = audit(
-                open_catalog(settings), settings, explain,
+                open_catalog(settings),
+                settings,
+                explain,
                 lambda step, number, of: status.update(f"{step} ({number}/{of})"),
             )
     finally:
@@ -102,9 +108,13 @@ def _as_dict(report: Report) -> dict[str, Any]:
         "files": report.files,
         "sources": [
             {
-                "cluster": s.source.cluster, "topic": s.source.topic,
-                "partition": s.source.partition, "rows": s.rows,
-                "first": s.first, "last": s.last, "next_offset": s.next_offset,
+                "cluster": s.source.cluster,
+                "topic": s.source.topic,
+                "partition": s.source.partition,
+                "rows": s.rows,
+                "first": s.first,
+                "last": s.last,
+                "next_offset": s.next_offset,
             }
             for s in report.sources
         ],

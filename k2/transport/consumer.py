@@ -123,8 +123,7 @@ class BatchConsumer(AIOKafkaConsumer):
     def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
         durable = (tp for tp in self._durable if not topics or tp in topics or tp.topic in topics)
         others = (
-            tp for tp in super(BatchConsumer, self)._filter_tps_with_pending_acks(topics)
-            if not self._is_batch(tp)
+            tp for tp in super()._filter_tps_with_pending_acks(topics) if not self._is_batch(tp)
         )
         return chain(durable, others)
 

@@ -92,8 +92,8 @@ def tap(fetcher: Fetcher, topics: Collection[str]) -> None:
 def _truncated(tp: TopicPartition) -> LogTruncated:
     # aiokafka would go on at the log's start, a silent skip or a repetition.
     return LogTruncated(
-        f"{tp.topic}[{tp.partition}]: the offset that Iceberg needs next is not in the log: was the "
-        f"topic recreated, or did retention outrun the worker?"
+        f"{tp.topic}[{tp.partition}]: the offset that Iceberg needs next is not in the log: "
+        f"was the topic recreated, or did retention outrun the worker?"
     )
 
 

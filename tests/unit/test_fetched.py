@@ -48,8 +48,9 @@ def test_flipped_bit_fails_the_checksum() -> None:
 
 
 def test_aborted_transaction_is_left_out_and_its_offsets_passed() -> None:
-    raw = batch(0, [b"a"], producer=5, transactional=True) + batch(1, [b"b"], producer=6,
-                                                                     transactional=True)
+    raw = batch(0, [b"a"], producer=5, transactional=True) + batch(
+        1, [b"b"], producer=6, transactional=True
+    )
     fetched = parse("t", 0, 0, raw, aborted=[(5, 0)])
     assert [b.base_offset for b in fetched.batches] == [1]
     assert fetched.next_offset == 2

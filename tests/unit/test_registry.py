@@ -56,9 +56,7 @@ for i in range(40):
     registry.register(sys.argv[2], {"type": "fixed", "name": f"{sys.argv[2]}{i}", "size": 1})
     registry.register("common", {"type": "fixed", "name": "common", "size": 2})
 """
-    children = [
-        subprocess.Popen([sys.executable, "-c", script, str(path), name]) for name in "ab"
-    ]
+    children = [subprocess.Popen([sys.executable, "-c", script, str(path), name]) for name in "ab"]
     assert [child.wait(60) for child in children] == [0, 0]
     registry = FileRegistry(path)
     names = {registry.get(i)["name"] for i in range(1, 82)}  # type: ignore[index]
