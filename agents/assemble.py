@@ -11,11 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2 import metrics
-from k2.codec import Decoded, Reject, raw_values
+from k2.codec import Decoded, Reject
 from k2.lake.offsets import Source
 from k2.schemas import REJECTS, TRADES, VERDICTS
 from k2.sequence import Gap, Rules, SymbolState, check
-from k2.transport import Fetched
 
 __all__ = ["Checked", "assemble"]
 
@@ -44,7 +43,6 @@ class Checked:
 
 def assemble(
     source: Source,
-    fetched: Fetched,
     decoded: Decoded,
     states: Mapping[tuple[str, str], SymbolState],
     rules: Rules,
@@ -67,7 +65,7 @@ def assemble(
     rejects = [r for r in decoded.rejects if r.offset >= rejects_from]
     reject_rows = [_undecodable(source, rejects, now)] if rejects else []
     if repeated.any():
-        reject_rows.append(_duplicates(source, fetched, rows, checked.sessions, repeated, now))
+        reject_rows.append(_duplicates(source, decoded, checked.sessions, repeated, now))
     rejected = pa.concat_tables(reject_rows) if reject_rows else REJECTS.empty_table()
     counts = rejected.column("reason").value_counts().to_pylist()
     new_from = min(trades_from, rejects_from)
@@ -122,11 +120,10 @@ def _trades(
 
 def _undecodable(source: Source, rejects: list[Reject], now: pa.Scalar) -> pa.Table:
     n = len(rejects)
-    times = pa.array([r.timestamp_ms * 1000 for r in rejects], pa.int64())
     columns = {
         **_source_columns(source, n),
         "kafka_offset": [r.offset for r in rejects],
-        "kafka_time": times.cast(REJECTS.field("kafka_time").type),
+        "kafka_time": _kafka_times(pa.array([r.timestamp_ms for r in rejects], pa.int64())),
         "reason": [r.reason for r in rejects],
         "detail": [r.detail for r in rejects],
         "key": [r.key for r in rejects],
@@ -138,32 +135,34 @@ def _undecodable(source: Source, rejects: list[Reject], now: pa.Scalar) -> pa.Ta
 
 def _duplicates(
     source: Source,
-    fetched: Fetched,
-    rows: pa.Table,
+    decoded: Decoded,
     sessions: np.ndarray,
     repeated: np.ndarray,
     now: pa.Scalar,
 ) -> pa.Table:
-    rows, sessions = rows.filter(pa.array(repeated)), sessions[repeated]
+    rows, sessions = decoded.rows.filter(pa.array(repeated)), sessions[repeated]
     n = rows.num_rows
-    raw = raw_values(fetched, rows.column("kafka_offset").to_numpy())
-    times = pa.array([r.timestamp_ms * 1000 for r in raw], pa.int64())
+    raw = decoded.raw(np.flatnonzero(repeated))
     sequence = rows.column("sequence")
     columns = {
         **_source_columns(source, n),
         "kafka_offset": rows.column("kafka_offset"),
-        "kafka_time": times.cast(REJECTS.field("kafka_time").type),
+        "kafka_time": _kafka_times(raw.column("timestamp_ms")),
         "reason": _constant("duplicate", n, pa.string()),
         "detail": pc.binary_join_element_wise("sequence", sequence.cast(pa.string()), "again", " "),
         "exchange": rows.column("exchange"),
         "symbol": rows.column("symbol"),
         "session": _days(sessions),
         "sequence": sequence,
-        "key": [r.key for r in raw],
-        "value": [r.value for r in raw],
+        "key": raw.column("key"),
+        "value": raw.column("value"),
         "ingest_time": pa.repeat(now, n),
     }
     return _reject_table(columns, n)
+
+
+def _kafka_times(milliseconds: pa.Array) -> pa.Array:
+    return milliseconds.cast(pa.timestamp("ms", "UTC")).cast(REJECTS.field("kafka_time").type)
 
 
 def _reject_table(columns: dict[str, object], n: int) -> pa.Table:

@@ -184,7 +184,6 @@ class Ingest:
                 checked = await self._in_pool(
                     assemble,
                     partition.source,
-                    fetched,
                     decoded,
                     partition.states,
                     self._rules,

@@ -10,6 +10,7 @@ __all__ = [
     "commit_seconds",
     "commit_timestamp_seconds",
     "decode_seconds",
+    "decoded_batches_total",
     "gaps_total",
     "inflight_bytes",
     "lag_records",
@@ -32,4 +33,7 @@ buffered_bytes = Gauge("k2_buffered_bytes", "Arrow bytes waiting for or in a com
 inflight_bytes = Gauge("k2_inflight_bytes", "Bytes fetched and not yet decoded.")
 lag_records = Gauge("k2_lag_records", "Records behind the log's end.", ["topic", "partition"])
 decode_seconds = Histogram("k2_decode_seconds", "Decoding of one fetch.")
+decoded_batches_total = Counter(
+    "k2_decoded_batches_total", "Record batches decoded, as a block or by records.", ["path"]
+)
 query_seconds = Histogram("k2_query_seconds", "A query, until its first rows.", ["resource"])

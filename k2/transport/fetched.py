@@ -46,6 +46,7 @@ class RecordBatch:
     max_timestamp: int  # ms since the epoch
     log_append_time: bool
     body: bytes | memoryview  # the records section: `count` records
+    problem: str = ""  # why the section could not be decompressed; `body` is then as it came
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def parse(
     view = memoryview(raw)
     pending = sorted(aborted, key=lambda transaction: transaction[1])
     aborting: set[int] = set()
-    batches = []
+    batches: list[RecordBatch] = []
     position, next_offset = 0, first_offset
     while position + _HEADER.size <= len(raw):
         length = int.from_bytes(view[position + 8 : position + 12], "big")
@@ -97,7 +98,7 @@ def parse(
         )
         if calc_crc32c(view[position + _CRC_END : end]) != crc:
             raise CorruptRecordException(f"{topic}[{partition}]@{base}: checksum of a record batch")
-        body = view[position + _HEADER.size : end]
+        body: bytes | memoryview = view[position + _HEADER.size : end]
         position = end
         if base + last_delta < first_offset:
             continue
@@ -112,18 +113,32 @@ def parse(
             continue
         if attributes & _TRANSACTIONAL and producer in aborting:
             continue
-        if count <= 0:
+        if count <= 0 and not body:
             continue  # compaction removed every record and kept the header
-        codec = attributes & _CODEC_MASK
+        problem = ""
+        if codec := attributes & _CODEC_MASK:
+            body, problem = _decompressed(codec, body)
         batches.append(
             RecordBatch(
                 base_offset=base,
                 last_offset_delta=last_delta,
-                count=count,
+                count=max(count, 1),  # what is there must be accounted for
                 first_timestamp=first_ts,
                 max_timestamp=max_ts,
                 log_append_time=bool(attributes & _LOG_APPEND_TIME),
-                body=_DECOMPRESS[codec](bytes(body)) if codec else body,
+                body=body,
+                problem=problem,
             )
         )
     return Fetched(topic, partition, first_offset, next_offset, tuple(batches), len(raw))
+
+
+def _decompressed(codec: int, body: bytes | memoryview) -> tuple[bytes, str]:
+    """The section, or the bytes as they are and what is wrong with them."""
+    data = bytes(body)
+    if codec not in _DECOMPRESS:
+        return data, f"compression type {codec} is not known"
+    try:
+        return _DECOMPRESS[codec](data), ""
+    except Exception as exc:  # each codec has errors of its own
+        return data, f"cannot be decompressed: {type(exc).__name__}: {exc}"

@@ -15,10 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k2 import fold
 from k2.errors import SchemaMismatch
 from k2.schemas import TRADE_BATCH, VERDICTS
-from k2.sequence import Chain, Gap, Rules, SymbolState, check, sessions_of
+from k2.sequence import Chain, Gap, Rules, SymbolState, check, fold, sessions_of
 
 S = 1_000_000_000
 DAY = 86_400 * S

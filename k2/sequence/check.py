@@ -1,7 +1,7 @@
 """The sequence check: which trades are new, which are missing, which were seen before.
 
 A batch costs numpy time for its rows and Python time for its symbols: symbols whose rows simply
-continue are settled for all rows at once; only the others are folded one by one (`k2.fold`).
+continue are settled for all rows at once; only the others are folded one by one (`fold`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from k2.chain import Chain, Gap, Rules, SymbolState
 from k2.errors import SchemaMismatch
-from k2.fold import EARLIER_MAX, OK, fold
+from k2.sequence.fold import OK, fold
+from k2.sequence.state import Gap, Rules, SymbolState
 
-__all__ = ["EARLIER_MAX", "Chain", "Checked", "Gap", "Rules", "SymbolState", "check", "sessions_of"]
+__all__ = ["Checked", "check", "sessions_of"]
 
 Key = tuple[str, str]
 

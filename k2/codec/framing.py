@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ __all__ = [
     "Record",
     "check_datum",
     "container",
+    "first_record",
     "read_varint",
     "records",
     "varint",
@@ -28,6 +29,7 @@ __all__ = [
 
 _SYNC = b"k2 block of Avro"  # any 16 bytes
 _LONG_BYTES_MAX = 10
+_RECORD_BYTES_MIN = 7  # length, attributes, two deltas, two lengths, header count
 _FIXED_SIZES = {"null": 0, "boolean": 1, "float": 4, "double": 8}
 
 
@@ -37,12 +39,15 @@ class FramingError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One Kafka record. `problem` is set when only its length could be trusted."""
+    """One Kafka record; key and value are spans of its section, None for null.
 
-    timestamp_delta: int
+    With `problem` set, the value is all that could not be read, and the rest cannot be trusted.
+    """
+
     offset_delta: int
-    key: bytes | None
-    value: bytes | None
+    timestamp_delta: int
+    key: slice | None
+    value: slice | None
     problem: str = ""
 
 
@@ -77,58 +82,89 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
     raise FramingError("an integer does not fit 64 bits")
 
 
-def records(body: bytes, count: int) -> Iterator[Record]:
-    """Cut a records section into its records, by their lengths only.
+def first_record(body: bytes | memoryview) -> Record | None:
+    """The first record of a section; None when it cannot be read."""
+    try:
+        length, start = read_varint(bytes(body[:_LONG_BYTES_MAX]), 0)
+        record = _record(bytes(body[: start + length]), start, start + length)
+    except (EOFError, FramingError):
+        return None
+    return None if record.problem else record
 
-    A record whose inside is broken comes with `problem` and its whole bytes as `value`.
 
-    Raises:
-        FramingError: a length leads beyond the section, or `count` is not what it holds; the
-            message says which. Records before it have been yielded.
+def records(body: bytes, count: int, last_offset_delta: int) -> Iterator[Record]:
+    """Cut a records section into its records; what is broken comes with `problem`.
+
+    Offset deltas rise and lie within 0..last_offset_delta, whatever the bytes say: a record whose
+    own is impossible is broken, and is given the next one. Where a length leads out of the
+    section, all that follows is one broken record, and each of those that the count still
+    promises another one, without a value.
     """
-    position = 0
+    position, last = 0, -1
     for i in range(count):
+        start = position
+        # As many deltas must remain as records: without compaction, only one is possible.
+        highest = last_offset_delta - (count - 1 - i)
+        problem = "" if last < highest else f"{count} records in {last_offset_delta + 1} offsets"
         try:
             length, start = read_varint(body, position)
-        except EOFError as exc:
-            raise FramingError(f"record {i} of {count} is missing") from exc
-        end = start + length
-        if length < 0 or end > len(body):
-            raise FramingError(f"record {i} of {count} has length {length}: beyond its batch")
-        yield _record(body[start:end])
-        position = end
-    if position != len(body):
-        raise FramingError(f"{len(body) - position} bytes behind the last of {count} records")
+            if length < 0 or start + length > len(body):
+                problem = f"record {i} of {count} has length {length}, which leaves its batch"
+        except (EOFError, FramingError) as exc:
+            problem = f"record {i} of {count}: {exc}"
+        if not problem and i == count - 1 and start + length != len(body):
+            problem = f"{len(body) - start - length} bytes behind the last of {count} records"
+        if problem:
+            yield Record(last + 1, 0, None, slice(position, len(body)), problem)
+            possible = (len(body) - position) // _RECORD_BYTES_MIN
+            lost = min(count - 1 - i, last_offset_delta - last - 1, possible)
+            for step in range(lost):
+                yield Record(last + 2 + step, 0, None, None, f"lost with offset delta {last + 1}")
+            return
+        position = start + length
+        record = _record(body, start, position)
+        if not record.problem and not last < record.offset_delta <= highest:
+            span = slice(start, position)
+            problem = f"offset delta {record.offset_delta}, expected {last + 1}..{highest}"
+            record = Record(last + 1, 0, None, span, problem)
+        elif record.problem:
+            record = replace(record, offset_delta=last + 1)
+        last = record.offset_delta
+        yield record
 
 
-def _record(data: bytes) -> Record:
-    timestamp_delta = 0
-    offset_delta = -1
+def _record(body: bytes, start: int, end: int) -> Record:
+    """Read the record of body[start:end], which lies behind its length."""
     try:
-        timestamp_delta, at = read_varint(data, 1)
-        offset_delta, at = read_varint(data, at)
-        key, at = _nullable(data, at)
-        value, at = _nullable(data, at)
-        headers, at = read_varint(data, at)
-        for _ in range(headers):
-            _, at = _nullable(data, at)
-            _, at = _nullable(data, at)
-        if headers < 0 or at != len(data):
-            return Record(
-                timestamp_delta, offset_delta, None, data, "a record's parts do not fill it"
-            )
+        record, at = _parts(body, start, end)
     except (EOFError, FramingError) as exc:
-        return Record(timestamp_delta, offset_delta, None, data, f"a record's parts: {exc}")
-    return Record(timestamp_delta, offset_delta, key, value)
+        return Record(0, 0, None, slice(start, end), str(exc))
+    if at != end:
+        return Record(0, 0, None, slice(start, end), "a record's parts do not fill it")
+    return record
 
 
-def _nullable(data: bytes, at: int) -> tuple[bytes | None, int]:
-    length, at = read_varint(data, at)
+def _parts(body: bytes, start: int, end: int) -> tuple[Record, int]:
+    timestamp_delta, at = read_varint(body, start + 1)  # a byte of attributes before
+    offset_delta, at = read_varint(body, at)
+    key, at = _nullable(body, at, end)
+    value, at = _nullable(body, at, end)
+    headers, at = read_varint(body, at)
+    if headers < 0:
+        raise FramingError(f"{headers} headers")
+    for _ in range(headers):
+        _, at = _nullable(body, at, end)
+        _, at = _nullable(body, at, end)
+    return Record(offset_delta, timestamp_delta, key, value), at
+
+
+def _nullable(body: bytes, at: int, end: int) -> tuple[slice | None, int]:
+    length, at = read_varint(body, at)
     if length == -1:
         return None, at
-    if length < 0 or at + length > len(data):
-        raise FramingError(f"a length of {length}")
-    return data[at : at + length], at + length
+    if length < 0 or at + length > end:
+        raise FramingError(f"a length of {length} in a record with {end - at} bytes left")
+    return slice(at, at + length), at + length
 
 
 def zigzag(numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:

@@ -14,8 +14,8 @@ from operator import itemgetter
 import numpy as np
 import numpy.typing as npt
 
-from k2.chain import Chain, Gap, Rules, SymbolState
 from k2.schemas import VERDICTS
+from k2.sequence.state import Chain, Gap, Rules, SymbolState
 
 __all__ = ["EARLIER_MAX", "OK", "fold"]
 

@@ -1,0 +1,50 @@
+"""How a trade lies in bytes: the fields in order, and the word for how each is encoded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from k2.records import PRICE_PRECISION, PRICE_SCALE
+from k2.schemas import SIDES, TRADE_AVRO
+
+__all__ = ["DECIMAL", "ENUM", "FRAME_BYTES", "LAYOUT", "OPTIONAL", "layout"]
+
+#: Confluent's frame before the datum: 0x00 and four bytes of schema id.
+FRAME_BYTES = 5
+
+
+def _kind(avro: Any) -> str:
+    """One word; fields with the same word encode alike and mean the same."""
+    if isinstance(avro, list):
+        return "|".join(_kind(branch) for branch in avro)
+    if not isinstance(avro, dict):
+        return str(avro)
+    kind = avro.get("type")
+    if kind == "enum":
+        return f"enum {_unqualified(avro)} {','.join(avro['symbols'])}"
+    if "logicalType" in avro:
+        rest = {name: avro[name] for name in ("precision", "scale") if name in avro}
+        return f"{kind} {avro['logicalType']} {rest}"
+    return _kind(kind)
+
+
+def _unqualified(avro: dict[str, Any]) -> str:
+    return str(avro.get("name")).rpartition(".")[2]
+
+
+def layout(schema: Any) -> tuple[tuple[str, str], ...]:
+    """Name and encoding of each field of a record of trades; () for anything else."""
+    if not isinstance(schema, dict) or schema.get("type") != "record":
+        return ()
+    if _unqualified(schema) != TRADE_AVRO["name"]:
+        return ()
+    try:
+        return tuple((field["name"], _kind(field["type"])) for field in schema["fields"])
+    except (KeyError, TypeError):  # the registry holds anything that is JSON
+        return ()
+
+
+LAYOUT = layout(TRADE_AVRO)
+DECIMAL = f"bytes decimal { ({'precision': PRICE_PRECISION, 'scale': PRICE_SCALE}) }"
+ENUM = f"enum Side {','.join(SIDES)}"
+OPTIONAL = "null|string"
