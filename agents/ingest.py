@@ -1,10 +1,11 @@
 """The way of a batch through a worker: decode, sequence check, buffer, commit, checkpoint, ack.
 
 Order of a checkpoint, and what a crash after each step leaves:
-1. rejects commit - read again from the trades' offset; rejects below their own offset are skipped
-2. trades commit - rows are durable; the sequence state is behind and is advanced by reading again
-3. state checkpoint - per symbol by offset, so that a torn one is finished by reading again
-4. ack - advisory only: the start is always taken from Iceberg and the state's watermark
+1. rejects topic - sent again: the topic of rejects may repeat a record, the table does not
+2. rejects commit - read again from the trades' offset; rejects below their own offset are skipped
+3. trades commit - rows are durable; the sequence state is behind and is advanced by reading again
+4. state checkpoint - per symbol by offset, so that a torn one is finished by reading again
+5. ack - advisory only: the start is always taken from Iceberg and the state's watermark
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from faust.types import TP
 from k2.agents.assemble import Checked, assemble
+from k2.agents.rejects import publish
 from k2.tables import sequences
 
 from k2 import metrics
@@ -240,6 +242,7 @@ class Ingest:
         started = time.monotonic()
         if taken.rejects:
             # Rejects first: the trades' offset says that everything below it is in one of both.
+            await publish(self.app, taken.rejects)
             moved = [(p, end) for p, end in owned if end > (p.rejects_at or 0)]
             await self._in_lake(
                 _append,

@@ -1,8 +1,8 @@
 """The state of the sequence check, in RocksDB beside its changelog.
 
-Key: `<cluster>/<topic>/<partition>/<exchange>.<symbol>`, value: `SymbolState.to_bytes()`. The key
-without a symbol holds the partition's watermark, the offset from which the state must go on; it is
-written last in a checkpoint, so that a torn checkpoint shows the former one.
+Key: JSON of [cluster, topic, partition, exchange, symbol], value: `SymbolState.to_bytes()`. The
+key without exchange and symbol holds the partition's watermark, the offset from which the state
+must go on; it is written last in a checkpoint, so that a torn checkpoint shows the former one.
 """
 
 from __future__ import annotations
@@ -32,22 +32,17 @@ table = app.Table(
 )
 
 
-def _prefix(source: Source) -> str:
-    return f"{source.cluster}/{source.topic}/{source.partition}/"
-
-
 def load(sources: set[Source]) -> dict[Source, tuple[int, Symbols]]:
     """Return watermark and states of the partitions that the table knows."""
-    prefixes = {_prefix(source): source for source in sources}
     watermarks: dict[Source, int] = {}
     symbols: dict[Source, Symbols] = {source: {} for source in sources}
     for key, value in table.items():
-        head, _, name = key.decode().rpartition("/")
-        source = prefixes.get(head + "/")
-        if source is None:
+        cluster, topic, partition, *name = orjson.loads(key)
+        source = Source(cluster, topic, partition)
+        if source not in sources:
             continue
         if name:
-            exchange, _, symbol = name.partition(".")
+            exchange, symbol = name
             symbols[source][exchange, symbol] = SymbolState.from_bytes(value)
         else:
             watermarks[source] = orjson.loads(value)
@@ -71,17 +66,14 @@ async def checkpoint(
         TimeoutError: the broker did not take the changelog records in time.
     """
     _current_event.set(weakref.ref(event))
-    prefix = _prefix(source)
-    sent = []
-    for (exchange, symbol), state in states.items():
-        sent.append(_put(source.partition, f"{prefix}{exchange}.{symbol}", state.to_bytes()))
-    sent.append(_put(source.partition, prefix, orjson.dumps(watermark)))
+    sent = [_put(source, name, state.to_bytes()) for name, state in states.items()]
+    sent.append(_put(source, (), orjson.dumps(watermark)))
     # Faust's own flush gives up after 0.1 s a message: wait for the deliveries themselves.
     await asyncio.wait_for(asyncio.gather(*sent), timeout_s)
 
 
-def _put(partition: int, name: str, value: bytes) -> Any:
-    key = name.encode()
-    delivered = table.send_changelog(partition, key, value)
+def _put(source: Source, name: tuple[str, ...], value: bytes) -> Any:
+    key = orjson.dumps((*source, *name))
+    delivered = table.send_changelog(source.partition, key, value)
     table.data[key] = value
     return delivered

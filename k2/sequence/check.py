@@ -147,6 +147,7 @@ def _settle(
     for i, (key, state) in enumerate(zip(keys, before, strict=True)):
         if plain[i] and state is not None:
             after[key] = SymbolState(
+                state.first,
                 last[i],
                 state.gaps,
                 state.forgotten_through,

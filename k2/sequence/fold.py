@@ -26,7 +26,7 @@ EARLIER_MAX = 4
 #: Below this many rows a run is cheaper row by row than through numpy.
 RUN_ROWS_MIN = 32
 
-_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+_INT64_MAX = 2**63 - 1
 _interval_first = itemgetter(0)
 
 Int64s = npt.NDArray[np.int64]
@@ -80,8 +80,11 @@ class _Fold:
         begin = 0
         if state is None:
             self.verdicts[0] = FIRST
+            first = int(sequences[0])
             self.state = SymbolState(
-                int(sequences[0]),
+                first,
+                first,
+                Chain.unseen_below(first),
                 session=int(sessions[0]),
                 last_ts=int(times[0]),
                 offset=int(offsets[0]),
@@ -120,14 +123,14 @@ class _Fold:
     def _row(self, row: int, seq: int, ts: int, session: int) -> int:
         state = self.state
         if session > state.session:
-            former = Chain(state.last, state.gaps, state.forgotten_through)
+            former = Chain(state.first, state.last, state.gaps, state.forgotten_through)
             self._keep(state.session, former)
             state.session = session
             return self._restart(seq, ts)
         chain = self._chain(session)
         if chain is None:
             # A session never heard of, or too long ago: nothing proves that the row was seen.
-            self._keep(session, Chain(seq, [], max(seq - 1, _INT64_MIN)))
+            self._keep(session, Chain(seq, seq, Chain.unseen_below(seq)))
             return LATE
         if seq > chain.last:
             verdict = OK if seq == chain.last + 1 else self._open(chain, row, seq, ts, session)
@@ -136,11 +139,14 @@ class _Fold:
                 state.last_ts = ts
             return verdict
         at = bisect_right(chain.gaps, seq, key=_interval_first) - 1
-        if at >= 0 and seq <= chain.gaps[at][1]:
+        unseen = at >= 0 and seq <= chain.gaps[at][1]
+        fell = chain is state and seq * 2 < chain.last and ts - state.last_ts > self.window_ns
+        # What is missing is waited for; what was before the first row is not.
+        if fell and not (unseen and seq > chain.first):
+            return self._restart(seq, ts)
+        if unseen:
             self._fill(chain, at, seq)
             return LATE
-        if chain is state and seq * 2 < chain.last and ts - state.last_ts > self.window_ns:
-            return self._restart(seq, ts)
         # Forgotten gaps are not provably seen, and a row twice is better than a row lost.
         if chain.forgotten_through is not None and seq <= chain.forgotten_through:
             return LATE
@@ -157,7 +163,8 @@ class _Fold:
 
     def _restart(self, seq: int, ts: int) -> int:
         state = self.state
-        state.last, state.last_ts, state.gaps, state.forgotten_through = seq, ts, [], None
+        state.first, state.last, state.last_ts = seq, seq, ts
+        state.gaps, state.forgotten_through = Chain.unseen_below(seq), None
         return RESET
 
     def _open(self, chain: Chain, row: int, seq: int, ts: int, session: int) -> int:
@@ -179,8 +186,9 @@ class _Fold:
         surplus = len(chain.gaps) - self.rules.gaps_open_max
         if surplus > 0:
             # The lowest are the oldest; all that remain lie above them.
-            chain.forgotten_through = chain.gaps[surplus - 1][1]
-            self.state.gaps_forgotten += surplus
+            forgotten = chain.gaps[:surplus]
+            chain.forgotten_through = forgotten[-1][1]
+            self.state.gaps_forgotten += sum(last > chain.first for _, last in forgotten)
             del chain.gaps[:surplus]
 
     # One run of rows a..b-1: same session, strictly increasing.
@@ -218,7 +226,7 @@ class _Fold:
         if len(firsts):
             late = (at >= 0) & (seq <= lasts[at])
         if chain is self.state:
-            fell = ~late & (seq <= (chain.last - 1) // 2)
+            fell = (seq <= (chain.last - 1) // 2) & ~(late & (seq > chain.first))
             fell &= self.times[a:b] > self.state.last_ts + self.window_ns
             if fell.any():
                 b = a + int(fell.argmax())

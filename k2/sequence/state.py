@@ -6,11 +6,13 @@ below it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import orjson
 
-__all__ = ["Chain", "Gap", "Rules", "SymbolState"]
+__all__ = ["INT64_MIN", "Chain", "Gap", "Rules", "SymbolState"]
+
+INT64_MIN = -(2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +45,20 @@ class Gap:
 class Chain:
     """What was seen of one session.
 
-    `gaps` are inclusive, ascending, disjoint intervals below `last`. At or below
-    `forgotten_through` it can no longer be proven that a sequence was seen.
+    `gaps` are the sequences not seen below `last`: inclusive, ascending, disjoint intervals. Those
+    below `first`, the chain's first row, are not known to be missing, but a row of them was not
+    seen either. At or below `forgotten_through` it can no longer be proven that one was.
     """
 
+    first: int
     last: int
-    gaps: list[tuple[int, int]] = field(default_factory=list)
+    gaps: list[tuple[int, int]]
     forgotten_through: int | None = None
+
+    @staticmethod
+    def unseen_below(first: int) -> list[tuple[int, int]]:
+        """The gaps of a chain that begins at `first`."""
+        return [(INT64_MIN, first - 1)] if first > INT64_MIN else []
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,15 +82,11 @@ class SymbolState(Chain):
 
     def to_bytes(self) -> bytes:
         """Serialise as a JSON array; `from_bytes` is the inverse."""
-        earlier = [
-            (session, chain.last, chain.gaps, chain.forgotten_through)
-            for session, chain in sorted(self.earlier.items())
-        ]
-        chain = (self.last, self.gaps, self.forgotten_through)
+        earlier = [(session, *_flat(chain)) for session, chain in sorted(self.earlier.items())]
         counters = (self.rows, self.gaps_found, self.missing, self.late, self.duplicates)
         more = (self.resets, self.gaps_forgotten)
         place = (self.session, self.last_ts, self.offset)
-        return orjson.dumps((*chain, *place, earlier, *counters, *more))
+        return orjson.dumps((*_flat(self), *place, earlier, *counters, *more))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SymbolState:
@@ -90,9 +95,10 @@ class SymbolState(Chain):
         Raises:
             ValueError: `data` is not such an array.
         """
-        last, gaps, forgotten, session, last_ts, offset, earlier, *counters = orjson.loads(data)
-        rows, gaps_found, missing, late, duplicates, resets, gaps_forgotten = counters
+        first, last, gaps, forgotten, session, last_ts, offset, *more = orjson.loads(data)
+        earlier, rows, gaps_found, missing, late, duplicates, resets, gaps_forgotten = more
         return cls(
+            first,
             last,
             [(a, b) for a, b in gaps],
             forgotten,
@@ -100,8 +106,8 @@ class SymbolState(Chain):
             last_ts=last_ts,
             offset=offset,
             earlier={
-                former: Chain(seq, [(a, b) for a, b in missed], through)
-                for former, seq, missed, through in earlier
+                former: Chain(begin, end, [(a, b) for a, b in unseen], through)
+                for former, begin, end, unseen, through in earlier
             },
             rows=rows,
             gaps_found=gaps_found,
@@ -114,22 +120,12 @@ class SymbolState(Chain):
 
     def copy(self) -> SymbolState:
         """Copy deeply enough that changing the copy leaves this one as it is."""
-        return SymbolState(
-            self.last,
-            self.gaps.copy(),
-            self.forgotten_through,
-            session=self.session,
-            last_ts=self.last_ts,
-            offset=self.offset,
-            earlier={
-                session: Chain(chain.last, chain.gaps.copy(), chain.forgotten_through)
-                for session, chain in self.earlier.items()
-            },
-            rows=self.rows,
-            gaps_found=self.gaps_found,
-            missing=self.missing,
-            late=self.late,
-            duplicates=self.duplicates,
-            resets=self.resets,
-            gaps_forgotten=self.gaps_forgotten,
-        )
+        earlier = {
+            session: replace(chain, gaps=chain.gaps.copy())
+            for session, chain in self.earlier.items()
+        }
+        return replace(self, gaps=self.gaps.copy(), earlier=earlier)
+
+
+def _flat(chain: Chain) -> tuple[int, int, list[tuple[int, int]], int | None]:
+    return chain.first, chain.last, chain.gaps, chain.forgotten_through

@@ -22,8 +22,14 @@ from k2.sequence import Chain, Gap, Rules, SymbolState, check, fold, sessions_of
 S = 1_000_000_000
 DAY = 86_400 * S
 A = ("SIM", "A")
+LOW, HIGH = -(2**63), 2**63 - 1
 RULES = Rules({}, reset_window_ms=60_000, gaps_open_max=1000)
 Row = tuple[str, str, int, int, int]  # exchange, symbol, sequence, ts_event, kafka_offset
+
+
+def below(first: int) -> tuple[int, int]:
+    """What a chain has not seen before its first row."""
+    return (LOW, first - 1)
 
 
 def table(rows: list[Row]) -> pa.Table:
@@ -76,14 +82,14 @@ def test_the_first_row_of_a_symbol_is_first_and_the_next_is_ok():
     words, gaps, states = run(at(7, 8))
     assert words == ["first", "ok"]
     assert gaps == []
-    assert states[A] == SymbolState(8, session=0, last_ts=0, offset=1, rows=2)
+    assert states[A] == SymbolState(7, 8, [below(7)], session=0, last_ts=0, offset=1, rows=2)
 
 
 def test_a_gap_names_what_is_missing_and_the_row_that_showed_it():
     words, gaps, states = run(at(1, (5, 3 * S)))
     assert words == ["first", "gap"]
     assert gaps == [Gap(*A, session=0, missing_first=2, missing_last=4, offset=1, ts_event=3 * S)]
-    assert states[A].gaps == [(2, 4)]
+    assert states[A].gaps == [below(1), (2, 4)]
     assert (states[A].gaps_found, states[A].missing) == (1, 3)
 
 
@@ -95,14 +101,14 @@ def test_a_gap_across_two_batches_reports_both_ends():
 def test_a_late_row_splits_the_interval_and_a_second_time_is_a_duplicate():
     words, _, states = run(at(1, 9, 5, 5))
     assert words == ["first", "gap", "late", "duplicate"]
-    assert states[A].gaps == [(2, 4), (6, 8)]
+    assert states[A].gaps == [below(1), (2, 4), (6, 8)]
     assert (states[A].late, states[A].duplicates) == (1, 1)
 
 
 def test_late_rows_at_the_ends_shrink_the_interval_until_it_closes():
     words, _, states = run(at(1, 5, 2, 4, 3))
     assert words == ["first", "gap", "late", "late", "late"]
-    assert states[A].gaps == []
+    assert states[A].gaps == [below(1)]
 
 
 def test_a_sequence_seen_before_is_a_duplicate():
@@ -112,21 +118,35 @@ def test_a_sequence_seen_before_is_a_duplicate():
 def test_a_fall_by_half_after_a_pause_is_a_reset_within_the_session():
     words, _, states = run(at(90, 100, (1, 61 * S), (2, 61 * S)))
     assert words == ["first", "gap", "reset", "ok"]
-    assert (states[A].session, states[A].last, states[A].gaps) == (0, 2, [])
+    assert (states[A].session, states[A].last, states[A].gaps) == (0, 2, [below(1)])
     assert states[A].earlier == {}
 
 
 @pytest.mark.parametrize("place", [(1, 60 * S), (50, 61 * S)], ids=["no pause", "not by half"])
 def test_a_fall_without_a_pause_or_by_less_than_half_is_a_duplicate(place):
-    assert run(at(99, 100, place))[0][-1] == "duplicate"
+    assert run(at(*range(1, 101), place))[0][-1] == "duplicate"
+
+
+def test_a_row_below_the_first_one_was_never_seen_and_is_late_once():
+    words, gaps, states = run(at(100, 99, 99, 97))
+    assert words == ["first", "late", "duplicate", "late"]
+    assert gaps == []
+    assert states[A].gaps == [below(97), (98, 98)]
+
+
+def test_a_fall_below_the_first_row_is_a_reset_where_a_fall_within_would_be_one():
+    words, _, states = run(at(1000, 1001, (998, 1), (7, 99 * S), (8, 99 * S)))
+    assert words == ["first", "ok", "late", "reset", "ok"]
+    assert (states[A].first, states[A].gaps) == (7, [below(7)])
 
 
 def test_a_long_run_that_falls_to_exactly_half_is_no_reset_and_below_half_is_one():
     later = 61 * S
-    half = run(at(200, *[(seq, later) for seq in range(100, 140)]))[0]
-    assert set(half[1:]) == {"duplicate"}
-    below = run(at(200, *[(seq, later) for seq in range(99, 139)]))[0]
-    assert below[1:] == ["reset"] + ["ok"] * 39
+    seen = list(range(1, 201))
+    half = run(at(*seen, *[(seq, later) for seq in range(100, 140)]))[0]
+    assert set(half[200:]) == {"duplicate"}
+    lower = run(at(*seen, *[(seq, later) for seq in range(99, 139)]))[0]
+    assert lower[200:] == ["reset"] + ["ok"] * 39
 
 
 def test_a_duplicate_does_not_shorten_the_pause_before_a_reset():
@@ -137,17 +157,19 @@ def test_a_new_session_is_a_reset_and_the_former_chain_is_kept():
     words, _, states = run(at(1, 4, (1, DAY), (2, DAY)))
     assert words == ["first", "gap", "reset", "ok"]
     assert (states[A].session, states[A].last) == (1, 2)
-    assert states[A].earlier == {0: Chain(4, [(2, 3)])}
+    assert states[A].earlier == {0: Chain(1, 4, [below(1), (2, 3)])}
 
 
 def test_a_sequence_that_runs_on_into_the_next_session_is_still_a_reset():
     words, _, states = run(at(1, 2), at((3, DAY), (4, DAY), offset=2))
     assert words == ["first", "ok", "reset", "ok"]
-    assert states[A].earlier == {0: Chain(2)}
+    assert states[A].earlier == {0: Chain(1, 2, [below(1)])}
 
 
 def test_the_lowest_int64_does_not_continue_the_highest():
-    assert run(at(2**63 - 1), at(-(2**63), offset=1))[0] == ["first", "duplicate"]
+    words, _, states = run(at(HIGH), at(LOW, offset=1))
+    assert words == ["first", "late"]
+    assert states[A].last == HIGH
 
 
 def test_a_row_of_a_former_session_is_judged_by_that_sessions_chain():
@@ -155,14 +177,14 @@ def test_a_row_of_a_former_session_is_judged_by_that_sessions_chain():
     words, gaps, states = run(rows)
     assert words[3:] == ["late", "duplicate", "ok", "gap", "ok"]
     assert (gaps[-1].session, gaps[-1].missing_first, gaps[-1].missing_last) == (0, 6, 7)
-    assert states[A].earlier == {0: Chain(8, [(2, 2), (6, 7)])}
+    assert states[A].earlier == {0: Chain(1, 8, [below(1), (2, 2), (6, 7)])}
     assert states[A].last_ts == DAY
 
 
 def test_a_row_of_an_unknown_former_session_is_never_a_duplicate():
     words, _, states = run(at((1, 9 * DAY), (5, 0), (3, 0), (5, 0), (6, 0)))
     assert words == ["first", "late", "late", "duplicate", "ok"]
-    assert states[A].earlier == {0: Chain(6, [], forgotten_through=4)}
+    assert states[A].earlier == {0: Chain(5, 6, [below(3), (4, 4)])}
 
 
 def test_only_the_four_newest_former_sessions_are_kept():
@@ -209,13 +231,12 @@ def test_the_session_is_the_local_date_of_the_exchange():
 
 
 def test_an_absurd_sequence_neither_stops_the_check_nor_the_serialisation():
-    low, high = -(2**63), 2**63 - 1
-    words, gaps, states = run(at(low, high, low, high))
+    words, gaps, states = run(at(LOW, HIGH, LOW, HIGH))
     assert words == ["first", "gap", "duplicate", "duplicate"]
-    assert (gaps[0].missing_first, gaps[0].missing_last) == (low + 1, high - 1)
-    assert states[A].missing == high
+    assert (gaps[0].missing_first, gaps[0].missing_last) == (LOW + 1, HIGH - 1)
+    assert states[A].missing == HIGH
     assert SymbolState.from_bytes(states[A].to_bytes()) == states[A]
-    words, _, states = run(at((1, DAY), (low, 0), (high, 0)))
+    words, _, states = run(at((1, DAY), (LOW, 0), (HIGH, 0)))
     assert words == ["first", "late", "gap"]
     assert SymbolState.from_bytes(states[A].to_bytes()) == states[A]
 
@@ -271,7 +292,8 @@ class Reference:
         key = (exchange, symbol)
         s = self.states.get(key)
         if s is None:
-            self.states[key] = SymbolState(seq, session=day, last_ts=ts, offset=offset, rows=1)
+            chain = (seq, seq, [below(seq)])
+            self.states[key] = SymbolState(*chain, session=day, last_ts=ts, offset=offset, rows=1)
             return "first"
         if offset <= s.offset:
             return "replayed"
@@ -286,12 +308,12 @@ class Reference:
 
     def judge(self, s: Any, key: Any, day: int, seq: int, ts: int, offset: int) -> str:
         if day > s.session:
-            s.earlier[s.session] = Chain(s.last, s.gaps, s.forgotten_through)
+            s.earlier[s.session] = Chain(s.first, s.last, s.gaps, s.forgotten_through)
             s.session = day
             self.prune(s)
             return self.restart(s, seq, ts)
         if day < s.session and day not in s.earlier:
-            s.earlier[day] = Chain(seq, [], seq - 1)
+            s.earlier[day] = Chain(seq, seq, [below(seq)])
             self.prune(s)
             return "late"
         chain = s if day == s.session else s.earlier[day]
@@ -307,7 +329,13 @@ class Reference:
             if chain is s:
                 s.last_ts = ts
             return word
-        if any(a <= seq <= b for a, b in chain.gaps):
+        unseen = any(a <= seq <= b for a, b in chain.gaps)
+        pause = ts - s.last_ts
+        fell = chain is s and seq * 2 < s.last
+        fell = fell and pause > self.rules.reset_window_ms * 1_000_000
+        if fell and (not unseen or seq < s.first):
+            return self.restart(s, seq, ts)
+        if unseen:
             parts = []
             for a, b in chain.gaps:
                 split = [(a, seq - 1), (seq + 1, b)] if a <= seq <= b else [(a, b)]
@@ -315,14 +343,12 @@ class Reference:
             chain.gaps = parts
             self.bound(s, chain)
             return "late"
-        pause = ts - s.last_ts
-        if chain is s and seq * 2 < s.last and pause > self.rules.reset_window_ms * 1_000_000:
-            return self.restart(s, seq, ts)
         through = chain.forgotten_through
         return "late" if through is not None and seq <= through else "duplicate"
 
     def restart(self, s: Any, seq: int, ts: int) -> str:
-        s.last, s.last_ts, s.gaps, s.forgotten_through = seq, ts, [], None
+        s.first, s.last, s.last_ts = seq, seq, ts
+        s.gaps, s.forgotten_through = [below(seq)], None
         return "reset"
 
     def prune(self, s: Any) -> None:
@@ -331,8 +357,8 @@ class Reference:
     def bound(self, s: Any, chain: Any) -> None:
         while len(chain.gaps) > self.rules.gaps_open_max:
             chain.forgotten_through = chain.gaps[0][1]
+            s.gaps_forgotten += chain.gaps[0][0] > chain.first
             chain.gaps = chain.gaps[1:]
-            s.gaps_forgotten += 1
 
 
 @st.composite
