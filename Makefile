@@ -3,7 +3,11 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/stamp
 
-.PHONY: test lint types setup
+.PHONY: demo test lint types setup
+
+# The main job on show; `make demo ONCE=1` ends by itself, with exit code 0 if all was found right.
+demo: $(STAMP)
+	$(BIN)/k2 demo $(if $(ONCE),--once)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q

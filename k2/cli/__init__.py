@@ -14,6 +14,7 @@ __all__ = ["cli", "main"]
 
 #: Command: where it stands. Imported when used, so that `k2 --help` is quick.
 COMMANDS = {
+    "demo": "k2.cli.demo:demo",
     "init": "k2.cli.stack:init",
     "load": "k2.cli.feeds:load",
     "simulate": "k2.cli.feeds:simulate",

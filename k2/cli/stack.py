@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 import click
 
 from k2 import settings as k2_settings
+from k2.dev import stack as dev_stack
+from k2.dev.stack import Stack
 
-__all__ = ["init", "up"]
+__all__ = ["init", "running", "up"]
 
 DATA = click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="Data folder.")
 
@@ -21,14 +25,19 @@ DATA = click.option("--data", type=click.Path(path_type=Path, file_okay=False), 
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
 def up(data: Path | None, port: int | None, workers: int) -> None:
     """Start a broker (unless K2_BROKER is set) and workers; Ctrl-C stops them gracefully."""
-    from k2.dev.stack import Stack
-
     stack = Stack(k2_settings.load(data=data, port=port), workers)
+    with running(stack):
+        click.echo(_banner(stack.settings.broker, stack.views, stack.settings.data), err=True)
+        stack.supervise()
+
+
+@contextmanager
+def running(stack: Stack) -> Iterator[None]:
+    """Start the stack; at the end, which Ctrl-C or SIGTERM may ask for, stop it gracefully."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         stack.start()
-        click.echo(_banner(stack.settings.broker, stack.views, stack.settings.data), err=True)
-        stack.supervise()
+        yield
     except KeyboardInterrupt:
         click.echo("k2: stopping", err=True)
     finally:
@@ -42,10 +51,8 @@ def up(data: Path | None, port: int | None, workers: int) -> None:
 @DATA
 def init(data: Path | None) -> None:
     """Create the topics, Iceberg tables and schemas that do not exist; safe to repeat."""
-    from k2.dev.stack import init as create
-
     settings = k2_settings.load(data=data)
-    created = create(settings)
+    created = dev_stack.init(settings)
     click.echo(f"k2: topics created: {', '.join(created) or 'none, all exist'}", err=True)
     click.echo(f"k2: Iceberg tables and schemas are in {settings.data}", err=True)
 

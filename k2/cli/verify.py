@@ -19,7 +19,7 @@ from k2.lake.offsets import Source
 from k2.settings import Settings, load
 from k2.topics import cluster_id
 
-__all__ = ["verify"]
+__all__ = ["inspect", "verify"]
 
 READ_TIMEOUT_S = 10.0
 
@@ -73,8 +73,16 @@ def verify(as_json: bool, offline: bool) -> None:
 
     Exit code 1 when something is wrong, with the findings; 0 when all holds.
     """
-    settings = load()
-    messages = Console(stderr=True)
+    report = inspect(load(), Console(stderr=True), offline=offline)
+    if as_json:
+        sys.stdout.write(orjson.dumps(_as_dict(report)).decode() + "\n")
+    else:
+        _show(report)
+    sys.exit(0 if report.passed else 1)
+
+
+def inspect(settings: Settings, messages: Console, *, offline: bool = False) -> Report:
+    """Audit with a status line on `messages`, asking the broker about holes unless offline."""
     holes: BrokerHoles | None = None
     if not offline:
         try:
@@ -84,7 +92,7 @@ def verify(as_json: bool, offline: bool) -> None:
     explain: Callable[[Source, int, int], str | None] | None = holes.explain if holes else None
     try:
         with messages.status("reading the tables") as status:
-            report = audit(
+            return audit(
                 open_catalog(settings),
                 settings,
                 explain,
@@ -93,11 +101,6 @@ def verify(as_json: bool, offline: bool) -> None:
     finally:
         if holes:
             holes.close()
-    if as_json:
-        sys.stdout.write(orjson.dumps(_as_dict(report)).decode() + "\n")
-    else:
-        _show(report)
-    sys.exit(0 if report.passed else 1)
 
 
 def _as_dict(report: Report) -> dict[str, Any]:

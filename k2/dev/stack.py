@@ -33,6 +33,7 @@ READY_POLL_S = 0.2
 #: On top of the worker's own flush deadline, before it is killed.
 STOP_MARGIN_S = 15.0
 EMBEDDED_PORT = 9092
+EMBEDDED_SESSION_MS = 6000
 
 
 def init(settings: Settings) -> list[str]:
@@ -171,7 +172,13 @@ class Stack:
         port = EMBEDDED_PORT if port_is_free(HOST, EMBEDDED_PORT) else 0
         self._broker = Embedded(self.settings.data, port)
         self._broker.start()
-        self.settings = replace(self.settings, broker=self._broker.address)
+        # It holds a group join for half the session timeout, which on one machine can be short.
+        self.settings = replace(
+            self.settings,
+            broker=self._broker.address,
+            session_timeout_ms=min(self.settings.session_timeout_ms, EMBEDDED_SESSION_MS),
+            shutdown_timeout_ms=min(self.settings.shutdown_timeout_ms, EMBEDDED_SESSION_MS - 1000),
+        )
 
     def _use_cluster(self) -> None:
         cluster = cluster_id(self.settings.broker)
