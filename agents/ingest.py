@@ -145,6 +145,8 @@ class Ingest:
             task.cancel()
         self._partitions.clear()
         self._buffer.clear()
+        metrics.lag_records.clear()
+        self._measure()
 
     # -- batches
 
@@ -198,6 +200,7 @@ class Ingest:
         finally:
             async with self._inflight:
                 self._inflight_bytes -= fetched.nbytes
+                metrics.inflight_bytes.set(self._inflight_bytes)
                 self._inflight.notify_all()
 
     def _accept(self, tp: TP, partition: Partition, fetched: Fetched, checked: Checked) -> None:
@@ -206,6 +209,13 @@ class Ingest:
         partition.dirty.update(checked.states)
         self._buffer.add(tp, checked.trades, checked.rejects, fetched.next_offset)
         checked.count()
+        lag = metrics.lag_records.labels(topic=tp.topic, partition=tp.partition)
+        lag.set(max(0, fetched.log_end - fetched.next_offset))
+        self._measure()
+
+    def _measure(self) -> None:
+        metrics.buffered_rows.set(self._buffer.rows)
+        metrics.buffered_bytes.set(self._buffer.nbytes)
 
     # -- commit
 
@@ -237,6 +247,7 @@ class Ingest:
                 await self._checkpoint(owned, dirty)
             finally:
                 self._buffer.written()
+                self._measure()
 
     async def _commit(self, owned: list[tuple[Partition, int]], taken: Taken[TP]) -> None:
         started = time.monotonic()

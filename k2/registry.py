@@ -82,6 +82,8 @@ class FileRegistry:
             stat = self._path.stat()
         except FileNotFoundError:
             return None
+        except OSError as exc:
+            raise RegistryUnavailable(f"{self._path}: cannot be read: {exc}") from exc
         return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
     def _read(self) -> dict[str, Any]:

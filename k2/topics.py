@@ -8,10 +8,10 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from k2.errors import BrokerUnavailable, K2Error
+from k2.errors import BrokerUnavailable, K2Error, SettingError, TopicMissing
 from k2.settings import Settings
 
-__all__ = ["REJECTS_TOPIC", "cluster_id", "ensure_topics"]
+__all__ = ["REJECTS_TOPIC", "check_topics", "cluster_id", "ensure_topics"]
 
 ANSWER_TIMEOUT_S = 5.0
 REJECTS_TOPIC = "market.rejects"
@@ -52,6 +52,38 @@ def cluster_id(address: str) -> str:
     return str(found)
 
 
+def check_topics(settings: Settings) -> None:
+    """See that a worker finds the topics that it reads, as the settings have them.
+
+    Raises:
+        BrokerUnavailable: nobody answers within seconds; names the address.
+        TopicMissing: a topic does not exist.
+        SettingError: a topic has another number of partitions than the setting.
+    """
+    existing = _metadata(settings.broker).topics
+    wanted = _trades_topics(settings)
+    if missing := [name for name in wanted if name not in existing]:
+        raise TopicMissing(
+            f"{', '.join(missing)}: no such topic at {settings.broker}; `k2 init` creates them"
+        )
+    _check_partitions(wanted, existing, settings)
+
+
+def _trades_topics(settings: Settings) -> list[str]:
+    return [settings.trades_topic(exchange) for exchange in settings.exchange_names]
+
+
+def _check_partitions(names: list[str], existing: Any, settings: Settings) -> None:
+    # The table of sequence states has as many partitions as the topics that it follows.
+    for name in names:
+        count = len(existing[name].partitions)
+        if count != settings.partitions:
+            raise SettingError(
+                f"partitions: {settings.partitions}, but the topic {name} has {count}; "
+                f"set K2_PARTITIONS={count}"
+            )
+
+
 def ensure_topics(settings: Settings) -> list[str]:
     """Create the topics that do not exist yet; those that do are left as they are.
 
@@ -60,11 +92,13 @@ def ensure_topics(settings: Settings) -> list[str]:
 
     Raises:
         BrokerUnavailable: nobody answers within seconds.
+        SettingError: a topic has another number of partitions than the setting.
         K2Error: the broker refused to create a topic.
     """
     admin = _admin(settings.broker)
     existing = _metadata(settings.broker, admin).topics
-    wanted = [settings.trades_topic(exchange) for exchange in settings.exchange_names]
+    wanted = _trades_topics(settings)
+    _check_partitions([name for name in wanted if name in existing], existing, settings)
     missing = [name for name in [*wanted, REJECTS_TOPIC] if name not in existing]
     if not missing:
         return []

@@ -7,10 +7,8 @@ import socket
 import time
 import uuid
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from k2.dev.children import Child
+from k2.dev.children import Child, Running
 from k2.errors import BrokerUnavailable, ChildDied
 from k2.topics import cluster_id
 
@@ -22,7 +20,7 @@ START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 1.0
 
 
-class Embedded:
+class Embedded(Running):
     """One broker process. Its log lives and dies with it.
 
     Iceberg keys its offsets by (cluster id, topic, partition). A restarted in-memory broker
@@ -69,18 +67,6 @@ class Embedded:
         """Stop it; the topics are gone then. May be called twice."""
         if self.child is not None:
             self.child.stop(STOP_TIMEOUT_S)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def _await_answer(self, child: Child) -> None:
         until = time.monotonic() + START_TIMEOUT_S

@@ -14,11 +14,10 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 
 from k2.dev.broker import HOST, Embedded, port_is_free
-from k2.dev.children import Child, stop_all, supervise
+from k2.dev.children import Child, Running, stop_all, supervise
 from k2.errors import K2Error, SettingError
 from k2.lake.catalog import ensure_tables, open_catalog
 from k2.registry import open_registry
@@ -78,7 +77,7 @@ def set_aside_tables(data: Path, cluster: str) -> bool:
     return removed
 
 
-class Stack:
+class Stack(Running):
     """Broker and workers as a context: inside it, all workers are ready."""
 
     def __init__(
@@ -139,18 +138,6 @@ class Stack:
     def supervise(self, stop: threading.Event | None = None) -> None:
         """Watch broker and workers until `stop` is set; raises ChildDied when one ends."""
         supervise(self._children(), stop)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
 
     def _children(self) -> list[Child]:
         broker = self._broker.child if self._broker else None

@@ -59,6 +59,7 @@ class Fetched:
     next_offset: int  # behind the last one, control records included
     batches: tuple[RecordBatch, ...]
     nbytes: int  # of the fetch response
+    log_end: int = 0  # the partition's end as the broker gave it with the response
 
 
 def parse(
@@ -67,12 +68,14 @@ def parse(
     first_offset: int,
     raw: bytes,
     aborted: Sequence[tuple[int, int]] = (),
+    log_end: int = 0,
 ) -> Fetched:
     """Cut a fetch response into record batches; what a transaction aborted is left out.
 
     Args:
         raw: the partition's records as fetched; a last, incomplete batch is ignored.
         aborted: (producer id, first offset) of aborted transactions in it, any order.
+        log_end: the partition's high watermark, as fetched.
 
     Raises:
         CorruptRecordException: a checksum is wrong.
@@ -130,7 +133,7 @@ def parse(
                 problem=problem,
             )
         )
-    return Fetched(topic, partition, first_offset, next_offset, tuple(batches), len(raw))
+    return Fetched(topic, partition, first_offset, next_offset, tuple(batches), len(raw), log_end)
 
 
 def _decompressed(codec: int, body: bytes | memoryview) -> tuple[bytes, str]:

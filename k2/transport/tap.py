@@ -31,15 +31,15 @@ __all__ = ["tap"]
 class _OneFetch(Iterator[Fetched]):
     """Stands for `PartitionRecords`: yields one `Fetched`, then moves the position behind it."""
 
-    def __init__(self, tp: TopicPartition, offset: int, raw: bytes, aborted: Any) -> None:
+    def __init__(self, tp: TopicPartition, offset: int, raw: bytes, aborted: Any, end: int) -> None:
         self.next_fetch_offset = offset
-        self._response: tuple[TopicPartition, bytes, Any] | None = (tp, raw, aborted)
+        self._response: tuple[TopicPartition, bytes, Any, int] | None = (tp, raw, aborted, end)
 
     def __next__(self) -> Fetched:
         if self._response is None:
             raise StopIteration
-        (tp, raw, aborted), self._response = self._response, None
-        fetched = parse(tp.topic, tp.partition, self.next_fetch_offset, raw, aborted or ())
+        (tp, raw, aborted, end), self._response = self._response, None
+        fetched = parse(tp.topic, tp.partition, self.next_fetch_offset, raw, aborted or (), end)
         self.next_fetch_offset = fetched.next_offset
         return fetched
 
@@ -78,12 +78,12 @@ def tap(fetcher: Fetcher, topics: Collection[str]) -> None:
         if response is not None:
             for topic, partitions in response.topics:
                 if topic in topics:
-                    for partition, error, _, *rest in partitions:
+                    for partition, error, end, *rest in partitions:
                         tp = TopicPartition(topic, partition)
                         if error == OffsetOutOfRangeError.errno:
                             fetcher._records[tp] = FetchError(error=_truncated(tp), backoff=0)
                             wakeup = True
-                        _replace(fetcher._records.get(tp), tp, rest, response.API_VERSION)
+                        _replace(fetcher._records.get(tp), tp, end, rest, response.API_VERSION)
         return wakeup
 
     fetcher._proc_fetch_request = process
@@ -97,9 +97,9 @@ def _truncated(tp: TopicPartition) -> LogTruncated:
     )
 
 
-def _replace(result: Any, tp: TopicPartition, rest: list[Any], version: int) -> None:
+def _replace(result: Any, tp: TopicPartition, end: int, rest: list[Any], version: int) -> None:
     if isinstance(result, FetchResult) and isinstance(result._partition_records, PartitionRecords):
         # Version 11 appended the preferred read replica behind the aborted transactions.
         aborted = rest[2] if version >= 11 else rest[-2] if version >= 4 else ()
         offset = result._partition_records.next_fetch_offset
-        result._partition_records = _OneFetch(tp, offset, rest[-1], aborted)
+        result._partition_records = _OneFetch(tp, offset, rest[-1], aborted, end)
