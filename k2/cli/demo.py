@@ -52,7 +52,7 @@ SELECT symbol, before + 1, sequence - 1 FROM (
         ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
     ) AS before
     FROM (
-        SELECT *, count(*) FILTER (verdict = 'reset') OVER (
+        SELECT *, count(CASE WHEN verdict = 'reset' THEN 1 END) OVER (
             PARTITION BY symbol ORDER BY kafka_offset
         ) AS chain FROM trades
     )
