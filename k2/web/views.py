@@ -7,7 +7,6 @@ bounded. Every error is problem+json (RFC 9457); every answer carries X-Request-
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import http
 import logging
 import re
@@ -20,9 +19,12 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from k2.errors import BadQuery, K2Error
-from k2.query.engine import Engine, Rows
-from k2.web import formats
-from k2.web.params import Parameters, interval_ns
+from k2.query.engine import Engine
+from k2.query.formats import Encoder
+from k2.query.rows import Rows, Stop
+from k2.query.times import interval_ns
+from k2.web.formats import MEDIA_TYPES, choose
+from k2.web.params import Parameters
 
 __all__ = ["middlewares", "routes"]
 
@@ -32,7 +34,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _LOG = logging.getLogger(__name__)
 _REQUEST_ID = "X-Request-Id"
 _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_CANCEL_EVERY_S = 0.02
+_LOOK_EVERY_S = 0.1
+_STOP_EVERY_S = 0.02
 _T = TypeVar("_T")
 
 
@@ -46,7 +49,9 @@ def routes(engine: Engine, *, ready: Ready) -> list[web.RouteDef]:
         exchange, symbols = query.text("exchange"), query.names("symbol")
         start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
         return await _stream(
-            request, form, lambda: engine.trades(exchange, symbols, start, end, limit)
+            request,
+            form,
+            lambda stop: engine.trades(exchange, symbols, start, end, limit, stop=stop),
         )
 
     async def bars(request: web.Request) -> web.StreamResponse:
@@ -57,7 +62,9 @@ def routes(engine: Engine, *, ready: Ready) -> list[web.RouteDef]:
         start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
         interval = interval_ns("interval", query.text("interval") or "1m")
         return await _stream(
-            request, form, lambda: engine.bars(exchange, symbol, start, end, interval, limit)
+            request,
+            form,
+            lambda stop: engine.bars(exchange, symbol, start, end, interval, limit, stop),
         )
 
     async def symbols(request: web.Request) -> web.StreamResponse:
@@ -168,17 +175,20 @@ def _json(request: web.Request, value: Any, status: int = 200) -> web.Response:
 
 
 def _form(request: web.Request, query: Parameters) -> str:
-    form = formats.choose(query.text("format"), request.headers.get("Accept", ""))
+    form = choose(query.text("format"), request.headers.get("Accept", ""))
     if form is None:
-        raise web.HTTPNotAcceptable(reason=f"one of {', '.join(formats.MEDIA_TYPES.values())}")
+        raise web.HTTPNotAcceptable(reason=f"one of {', '.join(MEDIA_TYPES.values())}")
     return form
 
 
-async def _stream(request: web.Request, form: str, query: Callable[[], Rows]) -> web.StreamResponse:
-    rows = await asyncio.to_thread(query)
+async def _stream(
+    request: web.Request, form: str, query: Callable[[Stop], Rows]
+) -> web.StreamResponse:
+    stop = Stop()
+    rows = await _run(request, lambda: query(stop), stop)
     response: web.StreamResponse | None = None
     try:
-        encoder = formats.Encoder(form, rows.schema, rows.snapshot_id, rows.truncated)
+        encoder = Encoder(form, rows.schema, rows.snapshot_id, rows.truncated)
 
         def chunk() -> bytes | None:
             batch = rows.next_batch()
@@ -186,9 +196,9 @@ async def _stream(request: web.Request, form: str, query: Callable[[], Rows]) ->
 
         opening = encoder.begin()
         # The first rows come before the headers: a query that fails at once gets a real status.
-        data = await _cancellable(chunk, rows)
+        data = await _run(request, chunk, stop)
         headers = {
-            "Content-Type": encoder.media_type,
+            "Content-Type": MEDIA_TYPES[form],
             "X-K2-Truncated": str(rows.truncated).lower(),
             **_headers(request),
         }
@@ -199,7 +209,7 @@ async def _stream(request: web.Request, form: str, query: Callable[[], Rows]) ->
         await response.write(opening)
         while data is not None:
             await response.write(data)
-            data = await _cancellable(chunk, rows)
+            data = await _run(request, chunk, stop)
         await response.write(encoder.end())
         await response.write_eof()
     except ConnectionResetError:
@@ -217,15 +227,19 @@ async def _stream(request: web.Request, form: str, query: Callable[[], Rows]) ->
     return response
 
 
-async def _cancellable(call: Callable[[], _T], rows: Rows) -> _T:
-    """Run `call` in a thread; a cancelled request interrupts its query and waits for the thread."""
+async def _run(request: web.Request, call: Callable[[], _T], stop: Stop) -> _T:
+    """Run `call` in a thread; if the client goes away, stop its query and wait for the thread.
+
+    Faust's server does not cancel the handler of a client that has gone: its transport is watched.
+    """
     task = asyncio.ensure_future(asyncio.to_thread(call))
     try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
+        while not (await asyncio.wait([task], timeout=_LOOK_EVERY_S))[0]:
+            if request.transport is None:
+                raise ConnectionResetError("the client went away")
+        return task.result()
+    finally:
         while not task.done():
-            rows.cancel()
-            await asyncio.wait([task], timeout=_CANCEL_EVERY_S)
-        with contextlib.suppress(Exception):
-            task.result()
-        raise
+            stop.now()
+            await asyncio.wait([task], timeout=_STOP_EVERY_S)
+        task.exception()  # looked at, so that nobody logs the interrupted query

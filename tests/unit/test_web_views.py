@@ -12,10 +12,10 @@ from aiohttp.test_utils import TestServer
 from k2.errors import BadQuery
 from k2.lake.catalog import ensure_tables, load_table, open_catalog, trades_name
 from k2.query.engine import Engine
+from k2.query.times import interval_ns, time_ns
 from k2.schemas import TRADES
 from k2.settings import Settings
 from k2.web.formats import choose
-from k2.web.params import interval_ns, time_ns
 from k2.web.views import middlewares, routes
 
 START = 1394409600_000_000_000

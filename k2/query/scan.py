@@ -1,0 +1,118 @@
+"""What one query reads: Iceberg plans the files of one snapshot, DuckDB selects from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyiceberg.expressions
+from pyiceberg.io.pyarrow import PyArrowFileIO
+from pyiceberg.table import Table
+
+from k2.errors import BadQuery
+from k2.query.rows import Stop
+from k2.schemas import TRADES
+
+__all__ = ["Scan"]
+
+BATCH_ROWS_MAX = 32_768
+
+#: Untyped: the annotations of these pydantic classes know their keywords only.
+_iceberg: Any = pyiceberg.expressions
+
+_GLOB = frozenset("*?[{")
+
+
+class Scan:
+    """The planned rows of one query, on a cursor of its own: a SELECT and its parameters."""
+
+    def __init__(
+        self,
+        database: duckdb.DuckDBPyConnection,
+        table: Table,
+        exchange: str | None,
+        symbols: Sequence[str] | None,
+        start_ns: int | None,
+        end_ns: int | None,
+        stop: Stop,
+    ) -> None:
+        snapshot = table.current_snapshot()
+        self.snapshot_id = None if snapshot is None else snapshot.snapshot_id
+        self.rows_max = 0
+        self._stop = stop
+        self.cursor: duckdb.DuckDBPyConnection | None = None
+        self._parameters: dict[str, Any] = {}
+        self._plan: Any = _iceberg.AlwaysTrue()
+        conditions: list[str] = []
+        # The plan knows microseconds only: it is widened, and ts_event then cuts exactly.
+        if exchange is not None:
+            self._also(
+                _iceberg.EqualTo("exchange", exchange), conditions, "exchange = $exchange", exchange
+            )
+        if symbols is not None:
+            listed = list(dict.fromkeys(symbols))
+            test = "list_contains($symbols, symbol)" if len(listed) != 1 else "symbol = $symbols"
+            value = listed if len(listed) != 1 else listed[0]
+            self._also(_iceberg.In("symbol", set(listed)), conditions, test, value)
+        if start_ns is not None:
+            bound = _iceberg.GreaterThanOrEqual("event_time", start_ns // 1000)
+            self._also(bound, conditions, "ts_event >= $start", start_ns)
+        if end_ns is not None:
+            until = _iceberg.LessThanOrEqual("event_time", (end_ns - 1) // 1000)
+            self._also(until, conditions, "ts_event < $end", end_ns)
+        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
+        self.sql = f"SELECT * FROM trades_source{where}"
+        if snapshot is None:
+            return
+        scan = table.scan(row_filter=self._plan, snapshot_id=snapshot.snapshot_id)
+        tasks = list(scan.plan_files())
+        self.rows_max = sum(task.file.record_count for task in tasks)
+        if self.rows_max == 0:
+            return
+        self.cursor = database.cursor()
+        stop.watch(self.cursor)
+        located = [PyArrowFileIO.parse_location(task.file.file_path) for task in tasks]
+        paths = [path for _, _, path in located]
+        local = all(s == "file" for s, _, _ in located) and not any(_GLOB & set(p) for p in paths)
+        if local and not any(task.delete_files for task in tasks):
+            self.sql = f"SELECT * FROM read_parquet($files, hive_partitioning = false){where}"
+            self._parameters["files"] = paths
+        elif any(task.delete_files for task in tasks):
+            self.cursor.register("trades_source", scan.to_arrow())
+        else:
+            files = table.io
+            assert isinstance(files, PyArrowFileIO)
+            scheme, netloc, _ = located[0]
+            filesystem = files.fs_by_scheme(scheme, netloc)
+            self.cursor.register("trades_source", ds.dataset(paths, TRADES, "parquet", filesystem))
+
+    def _also(self, bound: Any, conditions: list[str], condition: str, value: Any) -> None:
+        self._plan = _iceberg.And(self._plan, bound)
+        conditions.append(condition)
+        self._parameters[condition.partition("$")[2].split(",")[0]] = value
+
+    def run(self, statement: str, more: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+        assert self.cursor is not None
+        self._stop.check()
+        relation = self.cursor.sql(statement, params={**self._parameters, **more})
+        return iter(relation.to_arrow_reader(BATCH_ROWS_MAX))
+
+    def exceeds(self, most: int, statement: str = "", more: dict[str, Any] | None = None) -> bool:
+        """Whether the statement has more than `most` rows."""
+        counted = f"SELECT count(*) FROM (SELECT 1 FROM ({statement or self.sql}) LIMIT {most + 1})"
+        (batch,) = list(self.run(counted, more or {}))
+        return bool(batch.column(0)[0].as_py() > most)
+
+    def one_exchange(self, symbol: str) -> str | None:
+        """The exchange of the rows, None without rows."""
+        found = [
+            name
+            for batch in self.run(f"SELECT DISTINCT exchange FROM ({self.sql}) ORDER BY 1", {})
+            for name in batch.column(0).to_pylist()
+        ]
+        if len(found) > 1:
+            raise BadQuery("exchange", f"{symbol} trades on {', '.join(found)}: name one")
+        return found[0] if found else None
