@@ -118,8 +118,9 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
         headers = {"Retry-After": "1"} if exc.retriable else {}
         kind = re.sub(r"(?<!^)(?=[A-Z])", "-", type(exc).__name__).lower()
         return _problem(request, exc.status, kind, str(exc), parameter, headers)
-    except (ConnectionResetError, _AbortedError):
-        raise
+    except ConnectionResetError:
+        # Nobody is there to read it; raised on, aiohttp would log every client that leaves.
+        return web.Response(status=500)
     except Exception:
         problem = _problem(request, 500, "internal", "unexpected; the log has it by the request id")
         _LOG.exception("%s %s (%s)", request.method, request.path, problem.headers[_REQUEST_ID])
