@@ -54,6 +54,7 @@ class Engine:
         self._catalog = catalog
         self._settings = settings
         spill = settings.data.resolve() / "spill" / f"{os.getpid()}-{id(self):x}"
+        spill.parent.mkdir(parents=True, exist_ok=True)  # DuckDB makes only the last part
         self._database = duckdb.connect(
             ":memory:",
             config={

@@ -5,13 +5,17 @@ from concurrent.futures import ThreadPoolExecutor
 from decimal import ROUND_HALF_UP, Decimal, localcontext
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pytest
 
 from k2.errors import BadQuery
 from k2.lake.catalog import ensure_tables, load_table, open_catalog, trades_name
+from k2.lake.commit import Sink
 from k2.query.bars import DAY_NS
 from k2.query.engine import Engine
+from k2.query.rows import Stop
+from k2.query.times import iso, time_ns
 from k2.schemas import TRADES
 from k2.settings import Settings
 
@@ -196,3 +200,45 @@ def test_symbols_count_trades_and_sessions(lake):
             "sessions": 2,
         }
     ]
+
+
+def test_a_sort_beyond_the_memory_spills_to_the_data_folder(tmp_path):
+    """One file, listed often, is more than DuckDB may hold; every row comes all the same."""
+    settings = Settings(data=tmp_path, query_memory_max=64 * 1024 * 1024)
+    catalog = open_catalog(settings)
+    ensure_tables(catalog, settings)
+    sink = Sink(catalog, trades_name(settings), settings)
+    rows = pa.Table.from_pylist([row(n, START + n) for n in range(5000)], TRADES)
+    sink.commit(sink.write(rows) * 200, {}, {})
+    engine = Engine(catalog, settings)
+    batches = engine.trades()
+    first = next(batches)
+    spilled = [path for path in (tmp_path / "spill").rglob("*") if path.is_file()]
+    assert spilled
+    assert first.num_rows + sum(batch.num_rows for batch in batches) == 1_000_000
+    engine.close()
+
+
+def test_a_query_stopped_while_it_plans_never_runs(lake):
+    """DuckDB has nothing to interrupt yet; the stop is seen before the first statement."""
+    engine, append = lake
+    append(row(0, START))
+    stop = Stop()
+    stop.now()
+    with pytest.raises(duckdb.InterruptException):
+        engine.trades(stop=stop)
+
+
+def test_a_stop_after_the_end_is_nothing(lake):
+    """Whoever stops a query cannot know that it has just ended by itself."""
+    engine, append = lake
+    append(row(0, START))
+    stop = Stop()
+    assert engine.trades(stop=stop).read_all().num_rows == 1
+    stop.now()
+
+
+@pytest.mark.parametrize("ns", [-(2**63), -1, 0, 1, START + 999_999_999, 2**63 - 1])
+def test_a_time_for_people_reads_back_to_the_nanosecond(ns):
+    """What a table shows can be given as a bound."""
+    assert time_ns("start", iso(ns)) == ns
