@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import sys
+from typing import Any
 
 import click
 
@@ -14,10 +14,13 @@ __all__ = ["cli", "main"]
 
 #: Command: where it stands. Imported when used, so that `k2 --help` is quick.
 COMMANDS = {
+    "bars": "k2.cli.query:bars",
     "demo": "k2.cli.demo:demo",
     "init": "k2.cli.stack:init",
     "load": "k2.cli.feeds:load",
     "simulate": "k2.cli.feeds:simulate",
+    "status": "k2.cli.query:status",
+    "trades": "k2.cli.query:trades",
     "up": "k2.cli.stack:up",
     "verify": "k2.cli.verify:verify",
     "worker": "k2.cli.worker:worker",
@@ -25,7 +28,17 @@ COMMANDS = {
 
 
 class Commands(click.Group):
-    """A group that imports a command when it is used."""
+    """A group that imports a command when it is used.
+
+    An error of K2's own is one line on stderr and exit code 2.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except K2Error as exc:
+            click.echo(f"k2: {type(exc).__name__}: {exc}", err=True)
+            ctx.exit(2)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)
@@ -48,9 +61,5 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run a command; an error of K2's own is one line on stderr and exit code 2."""
-    try:
-        cli()
-    except K2Error as exc:
-        click.echo(f"k2: {type(exc).__name__}: {exc}", err=True)
-        sys.exit(2)
+    """Run a command."""
+    cli()

@@ -1,0 +1,241 @@
+"""`k2 trades`, `k2 bars` and `k2 status` over a real table: for people, for pipes, and in error."""
+
+import csv
+import datetime as dt
+import io
+import signal
+import subprocess
+import sys
+import time
+from decimal import Decimal
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner, Result
+
+from k2.cli import cli
+from k2.lake.catalog import ensure_tables, open_catalog, trades_name
+from k2.lake.commit import Sink
+from k2.lake.offsets import Source
+from k2.schemas import TRADES
+from k2.settings import Settings
+
+START = 1394409600_000_000_000  # 2014-03-10 00:00 UTC
+SOURCE = Source("c", "market.trades.asx", 3)
+ROWS = 30
+
+
+def table(count: int, symbol: str = "BHP") -> pa.Table:
+    moment = dt.datetime(2014, 3, 10, tzinfo=dt.UTC)
+    row = {
+        "exchange": "ASX", "symbol": symbol, "session": dt.date(2014, 3, 10), "event_time": moment,
+        "ts_recv": START, "price": Decimal("36.667"), "size": Decimal("0.00000001"),
+        "side": "NONE", "verdict": "ok", "kafka_cluster": SOURCE.cluster,
+        "kafka_topic": SOURCE.topic, "kafka_partition": SOURCE.partition, "ingest_time": moment,
+    }  # fmt: skip
+    rows = [{**row, "ts_event": START + n, "sequence": n, "kafka_offset": n} for n in range(count)]
+    return pa.Table.from_pylist(rows, TRADES)
+
+
+def fill(data: Path, rows: pa.Table, times: int = 1) -> None:
+    """Write `rows` once and list their file `times` times."""
+    settings = Settings(data=data)
+    catalog = open_catalog(settings)
+    ensure_tables(catalog, settings)
+    sink = Sink(catalog, trades_name(settings), settings)
+    sink.commit(sink.write(rows) * times, {SOURCE: None}, {SOURCE: rows.num_rows})
+    catalog.close()
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory) -> Path:
+    data = tmp_path_factory.mktemp("lake")
+    fill(data, table(ROWS))
+    return data
+
+
+def k2(data: Path, *arguments: str) -> Result:
+    return CliRunner(env={"K2_DATA": str(data)}).invoke(cli, arguments)
+
+
+def test_a_table_shows_the_first_rows_and_that_there_are_more(lake):
+    """Times as dates to the ns, decimals to their last digit, 20 rows, and a note on stderr."""
+    result = k2(lake, "trades")
+    assert result.exit_code == 0
+    lines = [line.split() for line in result.stdout.splitlines() if "BHP" in line]
+    assert len(lines) == 20
+    assert lines[1][0] == "2014-03-10T00:00:00.000000001Z"
+    assert lines[1][3:5] == ["36.667", "0.00000001"]
+    assert result.stderr == "k2: only the first 20 rows; there are more (--limit)\n"
+
+
+def test_json_is_every_row_an_object_a_line(lake):
+    """No limit but the setting's; decimals as strings, times as whole ns; nothing on stderr."""
+    result = k2(lake, "trades", "--json")
+    rows = [orjson.loads(line) for line in result.stdout.splitlines()]
+    assert [row["ts_event"] for row in rows] == [START + n for n in range(ROWS)]
+    assert (rows[0]["price"], rows[0]["size"]) == ("36.667", "0.00000001")
+    assert result.stderr == ""
+
+
+def test_csv_has_a_header_and_exact_decimals(lake):
+    """A limit cuts pipes too, and says so where the pipe does not see it."""
+    result = k2(lake, "trades", "--csv", "--limit", "2")
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert [(row["ts_event"], row["size"]) for row in rows] == [
+        (str(START), "0.00000001"),
+        (str(START + 1), "0.00000001"),
+    ]
+    assert "only the first 2 rows" in result.stderr
+
+
+def test_a_range_is_iso_or_ns_and_half_open(lake):
+    """The bounds are those of the HTTP views."""
+    bounds = ("--start", "2014-03-10T00:00:00.000000001", "--end", str(START + 3))
+    result = k2(lake, "trades", "--symbol", "BHP", "--exchange", "ASX", "--json", *bounds)
+    assert [orjson.loads(line)["sequence"] for line in result.stdout.splitlines()] == [1, 2]
+
+
+def test_symbols_are_repeated_and_matched_exactly(tmp_path):
+    """Neither a prefix nor a pattern, and a name is never markup."""
+    fill(tmp_path, pa.concat_tables([table(1, "[red]x"), table(1, "[red]xy"), table(1, "z")]))
+    result = k2(tmp_path, "trades", "--symbol", "[red]x", "--symbol", "z")
+    assert [line.split()[2] for line in result.stdout.splitlines() if "ASX" in line] == [
+        "[red]x",
+        "z",
+    ]
+
+
+def test_bars_sum_exactly(lake):
+    """The whole table is one bar of a minute."""
+    (bar,) = map(orjson.loads, k2(lake, "bars", "--symbol", "BHP", "--json").stdout.splitlines())
+    assert bar == {
+        "start": START, "open": "36.667", "high": "36.667", "low": "36.667", "close": "36.667",
+        "volume": "0.0000003", "vwap": "36.667", "trades": ROWS,
+    }  # fmt: skip
+
+
+def test_bars_for_people_are_a_table(lake):
+    """Columns named, the time readable."""
+    lines = k2(lake, "bars", "--symbol", "BHP", "--interval", "1d").stdout.splitlines()
+    cells = next(line.split() for line in lines if "36.667" in line)
+    assert (cells[0], cells[-1]) == ("2014-03-09T13:00:00.000000000Z", str(ROWS))
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv"])
+def test_no_rows_leave_pipes_empty_and_say_so(lake, form):
+    """NDJSON of nothing is nothing, CSV of nothing is its header."""
+    result = k2(lake, "trades", "--symbol", "NOPE", form)
+    assert (result.exit_code, result.stderr) == (0, "k2: no rows\n")
+    assert len(result.stdout.splitlines()) == (form == "--csv")
+
+
+def test_status_counts_rows_and_names_the_next_offsets(lake):
+    """What a script wants: one object, from metadata."""
+    state = orjson.loads(k2(lake, "status", "--json").stdout)
+    assert (state["rows"], state["files"], state["rejects"]) == (ROWS, 1, 0)
+    assert state["offsets"] == [{**SOURCE._asdict(), "next_offset": ROWS}]
+    assert 0 <= state["commit_age_seconds"] < 600
+    assert "verdicts" not in state
+
+
+def test_status_for_people_counts_verdicts_on_request(lake):
+    """The same as a table."""
+    shown = [line.split() for line in k2(lake, "status", "--verdicts").stdout.splitlines()]
+    assert ["rows", str(ROWS)] in shown
+    assert ["verdict", "ok", str(ROWS)] in shown
+    assert [SOURCE.topic, "3", str(ROWS), "c"] in shown
+
+
+def test_status_of_tables_without_a_commit_is_no_error(tmp_path):
+    """Right after `k2 init`."""
+    settings = Settings(data=tmp_path)
+    ensure_tables(open_catalog(settings), settings)
+    result = k2(tmp_path, "status")
+    assert result.exit_code == 0
+    assert "never" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("parameter", "arguments"),
+    [
+        ("start", ("trades", "--start", "yesterday")),
+        ("start", ("trades", "--start", "2", "--end", "2")),
+        ("end", ("bars", "--symbol", "BHP", "--end", "9223372036854775808")),
+        ("limit", ("trades", "--limit", "0")),
+        ("interval", ("bars", "--symbol", "BHP", "--interval", "1w")),
+        ("csv", ("trades", "--json", "--csv")),
+    ],
+)
+def test_a_bad_parameter_is_one_line_that_names_it(lake, parameter, arguments):
+    """Exit code 2, nothing on stdout."""
+    result = k2(lake, *arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"k2: BadQuery: {parameter}: ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [("trades",), ("bars", "--symbol", "X"), ("status",)])
+def test_a_folder_never_initialised_says_what_to_run_and_stays_empty(tmp_path, command):
+    """A query in the wrong folder must not leave a catalog behind."""
+    result = k2(tmp_path / "absent", *command)
+    assert result.exit_code == 2
+    assert f"no tables in {tmp_path / 'absent'}: run `k2 init`" in result.stderr
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_catalog_without_the_tables_says_what_to_run(tmp_path):
+    """An `init` that was cut short looks like none."""
+    open_catalog(Settings(data=tmp_path))
+    result = k2(tmp_path, "trades")
+    assert (result.exit_code, "run `k2 init`" in result.stderr) == (2, True)
+
+
+def start(data: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A process of its own, with the pipes and signals of a shell's."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "k2", *arguments],
+        env={"K2_DATA": str(data), "PATH": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    """Ten million rows in one file that is listed often."""
+    data = tmp_path_factory.mktemp("large")
+    fill(data, table(10_000), 1000)
+    return data
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv"])
+def test_a_closed_pipe_ends_quietly(large, form):
+    """As with `k2 trades --json | head -1`."""
+    with start(large, "trades", form, "--limit", "1000000") as process:
+        assert "ts_event" in process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
+
+
+def test_ctrl_c_stops_the_query_quietly(large):
+    """In the middle of a sort of ten million rows."""
+    with start(large, "trades", "--json") as process:
+        time.sleep(3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        assert process.communicate(timeout=20) == ("", "")
+        assert time.monotonic() - began < 5
+    assert process.returncode == 130
+
+
+@pytest.mark.parametrize("command", ["trades", "bars", "status"])
+def test_the_help_has_an_example(command):
+    """The help is the documentation."""
+    result = CliRunner().invoke(cli, [command, "--help"])
+    assert f"\n  k2 {command} " in result.stdout
