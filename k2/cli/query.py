@@ -31,6 +31,7 @@ LIMIT_SHOWN = 20
 #: A table is not cut to the terminal's width: a digit less would be another price.
 WIDTH_MAX = 1000
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_LOOK_EVERY_S = 0.1
 _STOP_EVERY_S = 0.02
 
 TRADES_SHOWN = (
@@ -79,8 +80,8 @@ def trades(
 ) -> None:
     """Show the trades of [START, END), oldest first, from the committed snapshot.
 
-    A table of the first 20 for people; with --json or --csv all of them, with every column,
-    prices exact and times in ns. A note on stderr says when a limit cut rows off.
+    A table of the first 20 for people; with --json or --csv all of them, with the columns of
+    /v1/trades: prices exact, times in ns. A note on stderr says when a limit cut rows off.
 
     \b
     k2 trades --symbol BHP --start 2014-03-10T00:00 --end 2014-03-10T00:05
@@ -187,6 +188,9 @@ def _run(stop: Stop, call: Callable[[], _T]) -> _T:
     with ThreadPoolExecutor(1) as thread:
         future = thread.submit(call)
         try:
+            # A signal may come to any thread, and only a main thread that wakes up hears of it.
+            while not future.done():
+                wait([future], _LOOK_EVERY_S)
             return future.result()
         finally:
             while not future.done():

@@ -204,33 +204,27 @@ def start(data: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.fixture(scope="module")
-def large(tmp_path_factory) -> Path:
-    """Ten million rows in one file that is listed often."""
-    data = tmp_path_factory.mktemp("large")
-    fill(data, table(10_000), 1000)
-    return data
-
-
 @pytest.mark.parametrize("form", ["--json", "--csv"])
-def test_a_closed_pipe_ends_quietly(large, form):
-    """As with `k2 trades --json | head -1`."""
-    with start(large, "trades", form, "--limit", "1000000") as process:
+def test_a_closed_pipe_ends_quietly(tmp_path, form):
+    """As with `k2 trades --json | head -1`, when far more than a pipe holds is to come."""
+    fill(tmp_path, table(5000), 20)
+    with start(tmp_path, "trades", form) as process:
         assert "ts_event" in process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 1
 
 
-def test_ctrl_c_stops_the_query_quietly(large):
-    """In the middle of a sort of ten million rows."""
-    with start(large, "trades", "--json") as process:
+def test_ctrl_c_stops_the_query_quietly(tmp_path):
+    """In the middle of a sort of ten million rows: no answer, no traceback, 128 + SIGINT."""
+    fill(tmp_path, table(10_000), 1000)
+    with start(tmp_path, "trades", "--json") as process:
         time.sleep(3)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         began = time.monotonic()
         assert process.communicate(timeout=20) == ("", "")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 3
     assert process.returncode == 130
 
 
