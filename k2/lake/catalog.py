@@ -77,7 +77,10 @@ def open_catalog(settings: Settings) -> Catalog:
         CatalogUnavailable: it cannot be reached or created.
     """
     folder = settings.data.resolve()
-    warehouse = settings.warehouse or (folder / "warehouse").as_uri()
+    if bad := {"?", "#"} & set(str(folder)):
+        raise CatalogUnavailable(f"catalog {folder}: a URI cannot hold {' '.join(bad)} in a path")
+    # Not `as_uri`: PyIceberg takes paths as they stand, and "%20" would be another folder.
+    warehouse = settings.warehouse or f"file://{folder / 'warehouse'}"
     properties = {"uri": settings.catalog_uri, "warehouse": warehouse}
     try:
         if not settings.catalog_uri:

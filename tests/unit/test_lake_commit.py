@@ -2,24 +2,25 @@
 
 import threading
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyiceberg.catalog import Catalog
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitStateUnknownException
 from pyiceberg.table import CommitTableResponse
 
-from k2.errors import Fenced
+from k2.errors import CatalogUnavailable, CommitFailed, Fenced, SchemaMismatch
 from k2.lake.audit import audit
-from k2.lake.catalog import ensure_tables, load_table, open_catalog, trades_name
+from k2.lake.catalog import ensure_tables, load_table, open_catalog, rejects_name, trades_name
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source
-from k2.schemas import TRADES
+from k2.schemas import REJECTS, TRADES
 from k2.settings import Settings
 
 A, B = Source("c", "market.trades.sim", 0), Source("c", "market.trades.sim", 1)
@@ -111,3 +112,145 @@ def test_commit_whose_answer_was_lost_is_found_not_repeated(settings: Settings) 
     assert sink.offsets() == {A: 2}
     plain.close()
     lossy.close()
+
+
+def read(files: list[Any]) -> list[pa.Table]:
+    return [pq.read_table(f.file_path.removeprefix("file://"), partitioning=None) for f in files]
+
+
+def rejected(offset: int, partition: int, when: datetime = NOW) -> dict[str, Any]:
+    """Only what is required, for a record whose bytes nobody understands."""
+    return {
+        "kafka_cluster": "c", "kafka_topic": "market.trades.sim", "kafka_partition": partition,
+        "kafka_offset": offset, "kafka_time": when, "reason": "decode", "detail": "short",
+        "value": b"\xff", "ingest_time": when,
+    }  # fmt: skip
+
+
+def test_rows_of_several_days_are_one_file_a_day(catalog: Catalog, settings: Settings) -> None:
+    """Days are cut at midnight UTC, before the epoch too; a file's rows stay sorted."""
+    midnight = datetime(2026, 1, 2, tzinfo=UTC)
+    before = midnight - timedelta(microseconds=1)
+    old = datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC)
+    given = rows([0, 1, 2, 3]).drop_columns("event_time")
+    times = pa.array([midnight, old, before, midnight], TRADES.field("event_time").type)
+    table = given.append_column("event_time", times).select(TRADES.names).cast(TRADES)
+    sink = Sink(catalog, trades_name(settings), settings)
+    files = sink.write(table)
+    assert [file.partition[0] for file in files] == [-1, 20_454, 20_455]
+    assert [part["kafka_offset"].to_pylist() for part in read(files)] == [[1], [2], [0, 3]]
+    sink.commit(files, {A: None}, {A: 4})
+    assert audit(catalog, settings).passed
+
+
+def test_trades_are_sorted_by_symbol_then_time_then_offset(
+    catalog: Catalog, settings: Settings
+) -> None:
+    """A query of one symbol then skips the row groups of the others."""
+    sink = Sink(catalog, trades_name(settings), settings)
+    (part,) = read(sink.write(pa.concat_tables([rows([3, 1], B), rows([2, 0])])))
+    order = zip(part["symbol"].to_pylist(), part["kafka_offset"].to_pylist(), strict=True)
+    assert list(order) == [("S0", 0), ("S0", 2), ("S1", 1), ("S1", 3)]
+
+
+def test_rejects_are_written_sorted_and_come_back(catalog: Catalog, settings: Settings) -> None:
+    """By source and offset, a file a day of ingest; bytes and nulls unchanged."""
+    tomorrow = NOW + timedelta(days=1)
+    given = [rejected(5, 1), rejected(9, 0), rejected(2, 1), rejected(0, 2, tomorrow)]
+    sink = Sink(catalog, rejects_name(settings), settings)
+    files = sink.write(pa.Table.from_pylist(given, REJECTS))
+    places = [
+        list(
+            zip(*part.select(["kafka_partition", "kafka_offset"]).to_pydict().values(), strict=True)
+        )
+        for part in read(files)
+    ]
+    assert places == [[(0, 9), (1, 2), (1, 5)], [(2, 0)]]
+    sink.commit(files, {A: None, B: None}, {A: 10, B: 6})
+    assert sink.offsets() == {A: 10, B: 6}
+    back = load_table(catalog, rejects_name(settings)).scan().to_arrow().cast(REJECTS)
+    key = lambda row: (row["kafka_partition"], row["kafka_offset"])  # noqa: E731
+    wanted = pa.Table.from_pylist(given, REJECTS).to_pylist()
+    assert sorted(back.to_pylist(), key=key) == sorted(wanted, key=key)
+
+
+def test_no_rows_are_no_file_and_offsets_still_move(catalog: Catalog, settings: Settings) -> None:
+    """A batch of which every record was rejected."""
+    sink = Sink(catalog, trades_name(settings), settings)
+    assert sink.write(TRADES.empty_table()) == []
+    sink.commit([], {A: None}, {A: 7})
+    assert sink.offsets() == {A: 7}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda t: t.drop_columns("venue"), "in: venue"),
+        (lambda t: t.append_column("more", t["venue"]), "in: more"),
+        (lambda t: t.rename_columns({"venue": "place"}), "in: place, venue"),
+        (lambda t: t.set_column(4, "sequence", t["sequence"].cast(pa.int32())), "in: sequence"),
+        (lambda t: t.select(t.schema.names[::-1]), "in: their order"),
+        (
+            lambda t: t.set_column(0, "exchange", pa.array([None] * 2, pa.string())),
+            "exchange: null",
+        ),
+    ],
+    ids=["column absent", "column too many", "name", "type", "order", "required null"],
+)
+def test_rows_of_another_shape_are_refused_by_column(
+    catalog: Catalog, settings: Settings, change: Any, named: str
+) -> None:
+    """Nothing is written, and the message names the table and the column."""
+    sink = Sink(catalog, trades_name(settings), settings)
+    with pytest.raises(SchemaMismatch, match=f"market.trades: .*{named}"):
+        sink.write(change(rows([0, 1])))
+    assert not list((settings.data / "warehouse").rglob("*.parquet"))
+
+
+def test_a_warehouse_that_refuses_the_file_is_a_failed_commit(
+    catalog: Catalog, settings: Settings
+) -> None:
+    """A file stands where the data's folder must be."""
+    sink = Sink(catalog, trades_name(settings), settings)
+    (settings.data / "warehouse" / "market" / "trades" / "data").write_text("in the way")
+    with pytest.raises(CommitFailed, match=r"market\.trades: cannot write .*\.parquet"):
+        sink.write(rows([0]))
+
+
+def test_a_commit_that_is_never_taken_fails_after_its_time(settings: Settings) -> None:
+    """A catalog that refuses every swap: the limit is named, and no offset has moved."""
+
+    class Refusing(SqlCatalog):
+        def commit_table(self, *args: Any) -> CommitTableResponse:
+            raise CommitStateUnknownException("refused")
+
+    plain = open_catalog(settings)
+    ensure_tables(plain, settings)
+    refusing = Refusing("k2", **plain.properties)
+    short = Settings(data=settings.data, commit_timeout_ms=100)
+    sink = Sink(refusing, trades_name(settings), short)
+    with pytest.raises(CommitFailed, match=r"not committed within 100 ms \(commit_timeout_ms\)"):
+        sink.commit(sink.write(rows([0])), {A: None}, {A: 1})
+    assert sink.offsets() == {}
+    plain.close()
+    refusing.close()
+
+
+@pytest.mark.parametrize("name", ["a b", "50%", "k2[1]", "it's"])
+def test_everything_stands_in_the_folder_that_was_named(tmp_path: Path, name: str) -> None:
+    """A character that URIs encode must not make a second folder beside the first."""
+    settings = Settings(data=tmp_path / name)
+    catalog = open_catalog(settings)
+    ensure_tables(catalog, settings)
+    sink = Sink(catalog, trades_name(settings), settings)
+    sink.commit(sink.write(rows([0])), {A: None}, {A: 1})
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert audit(catalog, settings).passed
+    catalog.close()
+
+
+@pytest.mark.parametrize("name", ["what?", "#1"])
+def test_a_folder_that_no_uri_can_name_is_refused(tmp_path: Path, name: str) -> None:
+    """PyIceberg would cut the path there."""
+    with pytest.raises(CatalogUnavailable, match="a URI cannot hold"):
+        open_catalog(Settings(data=tmp_path / name))
