@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import duckdb
@@ -12,7 +13,7 @@ import pyiceberg.expressions
 from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.table import Table
 
-from k2.errors import BadQuery
+from k2.errors import BadQuery, CatalogUnavailable
 from k2.query.rows import Stop
 from k2.schemas import TRADES
 
@@ -95,10 +96,17 @@ class Scan:
         self._parameters[condition.partition("$")[2].split(",")[0]] = value
 
     def run(self, statement: str, more: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+        """Run a statement over `sql`; its batches.
+
+        Raises:
+            CatalogUnavailable: a data file cannot be read; here, or while the batches are.
+        """
         assert self.cursor is not None
         self._stop.check()
-        relation = self.cursor.sql(statement, params={**self._parameters, **more})
-        return iter(relation.to_arrow_reader(BATCH_ROWS_MAX))
+        with _readable():
+            relation = self.cursor.sql(statement, params={**self._parameters, **more})
+            reader = relation.to_arrow_reader(BATCH_ROWS_MAX)
+        return _batches(reader)
 
     def exceeds(self, most: int, statement: str = "", more: dict[str, Any] | None = None) -> bool:
         """Whether the statement has more than `most` rows."""
@@ -116,3 +124,16 @@ class Scan:
         if len(found) > 1:
             raise BadQuery("exchange", f"{symbol} trades on {', '.join(found)}: name one")
         return found[0] if found else None
+
+
+def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    with _readable():
+        yield from reader
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except duckdb.IOException as exc:
+        raise CatalogUnavailable(f"data files: {exc}") from exc

@@ -19,7 +19,7 @@ from k2.errors import CatalogUnavailable, CommitFailed, Fenced, SchemaMismatch
 from k2.lake.audit import audit
 from k2.lake.catalog import ensure_tables, load_table, open_catalog, rejects_name, trades_name
 from k2.lake.commit import Sink
-from k2.lake.offsets import Source
+from k2.lake.offsets import OFFSETS_PROPERTY, Source
 from k2.schemas import REJECTS, TRADES
 from k2.settings import Settings
 
@@ -254,3 +254,24 @@ def test_a_folder_that_no_uri_can_name_is_refused(tmp_path: Path, name: str) -> 
     """PyIceberg would cut the path there."""
     with pytest.raises(CatalogUnavailable, match="a URI cannot hold"):
         open_catalog(Settings(data=tmp_path / name))
+
+
+@pytest.mark.parametrize("text", ["{", '{"a": 1}', '[["c","t",0]]', '[["c","t","x",1]]'])
+def test_offsets_that_k2_did_not_write_are_not_guessed(
+    catalog: Catalog, settings: Settings, text: str
+) -> None:
+    """To start from nothing would write every row once more."""
+    table = load_table(catalog, trades_name(settings))
+    table.append(rows([0]), snapshot_properties={OFFSETS_PROPERTY: text})
+    with pytest.raises(SchemaMismatch, match=OFFSETS_PROPERTY):
+        Sink(catalog, trades_name(settings), settings).offsets()
+
+
+def test_a_table_with_other_columns_is_refused_at_start(
+    catalog: Catalog, settings: Settings
+) -> None:
+    """Somebody evolved the table; the message names the column."""
+    with load_table(catalog, trades_name(settings)).update_schema() as update:
+        update.delete_column("venue")
+    with pytest.raises(SchemaMismatch, match=r"differs from k2\.schemas in: venue"):
+        ensure_tables(catalog, settings)

@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from k2.errors import BadQuery
+from k2.errors import BadQuery, CatalogUnavailable
 from k2.lake.catalog import ensure_tables, load_table, open_catalog, trades_name
 from k2.lake.commit import Sink
 from k2.query.bars import DAY_NS
@@ -217,6 +217,16 @@ def test_a_sort_beyond_the_memory_spills_to_the_data_folder(tmp_path):
     assert spilled
     assert first.num_rows + sum(batch.num_rows for batch in batches) == 1_000_000
     engine.close()
+
+
+def test_a_data_file_that_is_gone_is_an_error_that_names_it(lake, tmp_path):
+    """Not an empty answer, and not an error of DuckDB's."""
+    engine, append = lake
+    append(row(0, START))
+    (file,) = (tmp_path / "warehouse").rglob("*.parquet")
+    file.unlink()
+    with pytest.raises(CatalogUnavailable, match=file.name):
+        engine.trades().read_all()
 
 
 def test_a_query_stopped_while_it_plans_never_runs(lake):
