@@ -118,7 +118,7 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
         headers = {"Retry-After": "1"} if exc.retriable else {}
         kind = re.sub(r"(?<!^)(?=[A-Z])", "-", type(exc).__name__).lower()
         return _problem(request, exc.status, kind, str(exc), parameter, headers)
-    except ConnectionResetError:
+    except ConnectionError:
         # Nobody is there to read it; raised on, aiohttp would log every client that leaves.
         return web.Response(status=500)
     except Exception:
@@ -213,7 +213,7 @@ async def _stream(
             data = await _run(request, chunk, stop)
         await response.write(encoder.end())
         await response.write_eof()
-    except ConnectionResetError:
+    except ConnectionError:
         _LOG.debug("%s: the client went away", request.path)
         raise
     except Exception as exc:

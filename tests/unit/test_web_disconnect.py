@@ -106,3 +106,18 @@ async def test_a_query_ends_when_its_client_has_gone(engine, address, path, capl
     assert isinstance(engine.error, duckdb.InterruptException)
     await asyncio.sleep(0.1)
     assert not caplog.records
+
+
+async def test_a_client_that_leaves_within_an_answer_is_no_error(address, caplog):
+    """The rest is not read, nothing is logged above debug, and the next request is answered."""
+    caplog.set_level(logging.INFO)
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(b"GET /v1/trades?end=100&format=ndjson HTTP/1.1\r\nHost: k2\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    writer.close()
+    await asyncio.sleep(0.5)
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(b"GET /live HTTP/1.1\r\nHost: k2\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    writer.close()
+    assert not caplog.records
