@@ -22,7 +22,7 @@ from k2.query.engine import Engine
 from k2.query.formats import Encoder, plain
 from k2.query.rows import Rows, Stop
 from k2.query.times import interval_ns, iso, time_ns
-from k2.settings import Settings, load
+from k2.settings import load
 
 __all__ = ["bars", "status", "trades"]
 
@@ -163,7 +163,9 @@ def _engine() -> Iterator[tuple[Engine, Stop]]:
         CatalogUnavailable: nothing is there yet, and how to make it; or it cannot be read.
     """
     settings = load()
-    hint = f"no tables in {_place(settings)}: run `k2 init`, or `k2 up` (K2_DATA names the folder)"
+    # The URI itself may hold a password.
+    place = "the catalog of K2_CATALOG_URI" if settings.catalog_uri else settings.data
+    hint = f"no tables in {place}: run `k2 init`, or `k2 up` (K2_DATA names the folder)"
     if not settings.catalog_uri and not (settings.data / "catalog.db").exists():
         raise CatalogUnavailable(hint)  # to open the catalog would make it
     engine = Engine(open_catalog(settings), settings)
@@ -177,10 +179,6 @@ def _engine() -> Iterator[tuple[Engine, Stop]]:
         sys.exit(INTERRUPTED)
     finally:
         engine.close()
-
-
-def _place(settings: Settings) -> str:
-    return settings.catalog_uri or str(settings.data)
 
 
 def _run(stop: Stop, call: Callable[[], _T]) -> _T:
@@ -204,7 +202,7 @@ def _form(as_json: bool, as_csv: bool, limit: int | None) -> tuple[str | None, i
         raise BadQuery("csv", "not together with json")
     if as_json or as_csv:
         return "ndjson" if as_json else "csv", limit
-    return None, LIMIT_SHOWN if limit is None else limit
+    return None, min(LIMIT_SHOWN, load().query_rows_max) if limit is None else limit
 
 
 def _bounds(start: str | None, end: str | None) -> tuple[int | None, int | None]:
@@ -224,7 +222,7 @@ def _write(rows: Rows, form: str | None, stop: Stop, shown: tuple[str, ...]) -> 
             click.echo(encoder.rows(batch), nl=False)
         count = encoder.count
     if rows.truncated:
-        _note(f"only the first {count:,} rows; there are more (--limit)")
+        _note(f"only the first {count:,} rows; there are more (--limit, K2_QUERY_ROWS_MAX)")
     elif count == 0:
         _note("no rows")
 

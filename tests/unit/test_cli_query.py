@@ -56,8 +56,8 @@ def lake(tmp_path_factory) -> Path:
     return data
 
 
-def k2(data: Path, *arguments: str) -> Result:
-    return CliRunner(env={"K2_DATA": str(data)}).invoke(cli, arguments)
+def k2(data: Path, *arguments: str, **environment: str) -> Result:
+    return CliRunner(env={"K2_DATA": str(data), **environment}).invoke(cli, arguments)
 
 
 def test_a_table_shows_the_first_rows_and_that_there_are_more(lake):
@@ -68,7 +68,9 @@ def test_a_table_shows_the_first_rows_and_that_there_are_more(lake):
     assert len(lines) == 20
     assert lines[1][0] == "2014-03-10T00:00:00.000000001Z"
     assert lines[1][3:5] == ["36.667", "0.00000001"]
-    assert result.stderr == "k2: only the first 20 rows; there are more (--limit)\n"
+    assert (
+        result.stderr == "k2: only the first 20 rows; there are more (--limit, K2_QUERY_ROWS_MAX)\n"
+    )
 
 
 def test_json_is_every_row_an_object_a_line(lake):
@@ -89,6 +91,14 @@ def test_csv_has_a_header_and_exact_decimals(lake):
         (str(START + 1), "0.00000001"),
     ]
     assert "only the first 2 rows" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)], ids=["table", "json"])
+def test_the_setting_limits_what_has_no_limit(lake, arguments):
+    """A table's own limit gives way to it; the note is the same."""
+    result = k2(lake, "trades", *arguments, K2_QUERY_ROWS_MAX="7")
+    assert result.stdout.count("BHP") == 7
+    assert "only the first 7 rows" in result.stderr
 
 
 def test_a_range_is_iso_or_ns_and_half_open(lake):
