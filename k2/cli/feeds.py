@@ -14,7 +14,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from k2.errors import K2Error
+from k2.errors import FeedError
 from k2.feeds.asx import BadRow, read_trades
 from k2.feeds.producer import Produced, produce
 from k2.feeds.simulate import Simulation
@@ -52,19 +52,16 @@ def load(
     Every FILE is read before the first trade is sent. Bad rows are listed as file:line: reason and
     left out; the rest is sent, and the exit code is 1.
     """
-    try:
-        settings = load_settings()
-        tables: list[pa.Table] = []
-        bad: list[BadRow] = []
-        for path in files:
-            table, rejected = read_trades(path, symbol, exchange)
-            tables.append(table)
-            bad += rejected
-        total = sum(table.num_rows for table in tables)
-        topic = settings.trades_topic(exchange)
-        done = _produce(tables, total, topic, settings, rate)
-    except K2Error as exc:
-        raise click.ClickException(str(exc)) from exc
+    settings = load_settings()
+    tables: list[pa.Table] = []
+    bad: list[BadRow] = []
+    for path in files:
+        table, rejected = read_trades(path, symbol, exchange)
+        tables.append(table)
+        bad += rejected
+    total = sum(table.num_rows for table in tables)
+    topic = settings.trades_topic(exchange)
+    done = _produce(tables, total, topic, settings, rate)
     for row in bad[:BAD_ROWS_SHOWN]:
         click.echo(f"{row.file}:{row.line}: {row.reason}", err=True)
     if bad:
@@ -119,29 +116,27 @@ def simulate(
     request, and the journal says exactly what K2 has to find.
     """
     day = (date or dt.datetime.now(dt.UTC)).date()
-    try:
-        settings = load_settings()
-        simulation = Simulation(
-            seed,
-            symbols,
-            trades,
-            exchange,
-            day,
-            zone=settings.exchange_zones.get(exchange, "UTC"),
-            reset_window_ms=settings.reset_window_ms,
-            gaps=gaps,
-            duplicates=duplicates,
-            late=late,
-            resets=resets,
-        )
-        topic = settings.trades_topic(exchange)
-        done = _produce(simulation, simulation.journal.sent, topic, settings, rate)
-        if journal is not None:
+    settings = load_settings()
+    simulation = Simulation(
+        seed,
+        symbols,
+        trades,
+        exchange,
+        day,
+        zone=settings.exchange_zones.get(exchange, "UTC"),
+        reset_window_ms=settings.reset_window_ms,
+        gaps=gaps,
+        duplicates=duplicates,
+        late=late,
+        resets=resets,
+    )
+    topic = settings.trades_topic(exchange)
+    done = _produce(simulation, simulation.journal.sent, topic, settings, rate)
+    if journal is not None:
+        try:
             simulation.journal.to_json(journal)
-    except K2Error as exc:
-        raise click.ClickException(str(exc)) from exc
-    except OSError as exc:
-        raise click.ClickException(f"{journal}: {exc.strerror or exc}") from exc
+        except OSError as exc:
+            raise FeedError(f"{journal}: cannot be written: {exc.strerror or exc}") from exc
     faults = {"gaps": gaps, "duplicates": duplicates, "late": late, "resets": resets}
     _summary(done, topic, as_json, {"date": day.isoformat(), "seed": seed} | faults)
 

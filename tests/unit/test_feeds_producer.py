@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from k2.cli import cli
 from k2.cli.feeds import load, simulate
 from k2.errors import BrokerUnavailable, FeedError, TopicMissing
 from k2.feeds.producer import produce
@@ -152,8 +153,8 @@ def test_simulate_writes_its_journal(broker: str, tmp_path: Path) -> None:
 
 
 def test_unreachable_broker_is_one_line_for_the_user(tmp_path: Path) -> None:
-    """No traceback: the error's text and exit code 1."""
+    """No traceback: the error's text and exit code 2."""
     env = {"K2_BROKER": f"127.0.0.1:{free_port()}", "K2_DATA": str(tmp_path)}
-    result = CliRunner().invoke(simulate, ["--trades", "10"], env=env)
-    assert result.exit_code == 1
-    assert "Error: no Kafka broker answers at 127.0.0.1" in result.stderr
+    result = CliRunner().invoke(cli, ["simulate", "--trades", "10"], env=env)
+    assert result.exit_code == 2
+    assert "k2: BrokerUnavailable: no Kafka broker answers at 127.0.0.1" in result.stderr
