@@ -69,6 +69,8 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
         EOFError: the data ends within it.
         FramingError: it does not fit 64 bits.
     """
+    if position < len(data) and (byte := data[position]) < 0x80:
+        return (byte >> 1) ^ -(byte & 1), position + 1  # as most are
     raw = 0
     for i in range(_LONG_BYTES_MAX):
         if position + i >= len(data):

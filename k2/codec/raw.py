@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["RAW", "Raw", "in_range"]
+from k2.transport.fetched import RecordBatch
+
+__all__ = ["RAW", "Raw", "in_range", "timestamps"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -28,6 +31,14 @@ _TIMESTAMP_MS_MAX = 253_402_300_799_999
 def in_range(timestamps_ms: Ints) -> Ints:
     """Broken timestamps, moved into the years 1970..9999."""
     return np.clip(timestamps_ms, 0, _TIMESTAMP_MS_MAX)
+
+
+def timestamps(batches: Sequence[RecordBatch], counts: Ints, deltas: Ints) -> Ints:
+    """Milliseconds since the epoch of n records, `counts` of each batch."""
+    appended = np.repeat([batch.log_append_time for batch in batches], counts)
+    newest = np.repeat([batch.max_timestamp for batch in batches], counts)
+    oldest = np.repeat([batch.first_timestamp for batch in batches], counts)
+    return np.where(appended, newest, oldest + deltas)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,220 @@
+"""A batch record by record: where one corrupt value never shifts its neighbours.
+
+Values that look like K2's own are still read many at once, each within the bytes that its record
+gives it; where that fails, halves are tried, down to the value that fastavro then judges.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, localcontext
+from typing import Any, Protocol
+
+import fastavro
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from k2.codec.fields import UNPROVEN, read_datums
+from k2.codec.framing import Record, check_datum, records
+from k2.codec.layout import DECIMAL, FRAME_BYTES, LAYOUT, layout
+from k2.codec.raw import Raw, in_range, timestamps
+from k2.records import PRICE_PRECISION, PRICE_SCALE
+from k2.schemas import TRADE_AVRO, TRADE_BATCH
+from k2.transport.fetched import RecordBatch
+
+__all__ = ["RecordReader", "Reject", "WriterSchemas"]
+
+#: Fewer values are quicker one by one.
+BULK_MIN = 8
+
+Ints = npt.NDArray[np.int64]
+
+_LIMIT = 10**PRICE_PRECISION
+_TYPES = [(name, TRADE_BATCH.field(name).type) for name, _ in LAYOUT]
+_READER = fastavro.parse_schema(TRADE_AVRO)
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A record that is no trade. `reason`: null_value, bad_magic, unknown_schema, truncated,
+    trailing_bytes, invalid_value or broken_record; `detail` says what exactly.
+
+    The value of a broken record is all that could not be read, in the last resort the rest of its
+    batch; the records that it took along come without one.
+    """
+
+    offset: int
+    timestamp_ms: int
+    reason: str
+    detail: str
+    key: bytes | None
+    value: bytes | None
+
+
+class WriterSchemas(Protocol):
+    """Where the schemas that values were written with come from."""
+
+    def get(self, schema_id: int) -> dict[str, Any] | None:
+        """Return the schema; None: the id is unknown. Raises RegistryUnavailable."""
+
+
+class RecordReader:
+    """Reads batches record by record; may be used from several threads at once."""
+
+    def __init__(self, schemas: WriterSchemas) -> None:
+        self._schemas = schemas
+        self._writers: dict[int, tuple[Any, Any, str]] = {}
+
+    def read(self, batch: RecordBatch, first_offset: int) -> tuple[pa.Table, Raw, list[Reject]]:
+        """Return rows (TRADE_BATCH), where they lie, and rejects; all in offset order.
+
+        Raises:
+            RegistryUnavailable: a schema id is not cached and the registry does not answer.
+        """
+        body = bytes(batch.body)
+        skipped = first_offset - batch.base_offset
+        found = [record for record in _cut(batch, body) if record.offset_delta >= skipped]
+        tables, singly = self._bulk(body, found)
+        rows: list[dict[str, Any]] = []
+        good: list[int] = []
+        rejects: list[Reject] = []
+        for i in singly:
+            record = found[i]
+            value = None if record.value is None else body[record.value]
+            reason, detail, row = self._value(record.problem, value)
+            if reason or row is None:
+                key = None if record.key is None else body[record.key]
+                offset = batch.base_offset + record.offset_delta
+                rejects.append(Reject(offset, _time(batch, record), reason, detail, key, value))
+            else:
+                rows.append(row)
+                good.append(i)
+        columns = [pa.array([row[name] for row in rows], kind) for name, kind in _TYPES]
+        tables.append((np.array(good, np.int64), columns))
+        return *_assemble(batch, body, found, tables), rejects
+
+    def _bulk(
+        self, body: bytes, found: Sequence[Record]
+    ) -> tuple[list[tuple[Ints, list[pa.Array]]], list[int]]:
+        """Read what can be read at once: (record numbers, columns) of each run; and the rest."""
+        values = [b"" if record.value is None else body[record.value] for record in found]
+        known: dict[bytes, bool] = {}
+        plain: list[int] = []
+        rest: list[int] = []
+        for i, value in enumerate(values):
+            frame = value[:FRAME_BYTES]
+            if frame not in known:
+                known[frame] = self._is_ours(frame)
+            (plain if known[frame] and not found[i].problem else rest).append(i)
+        tables = []
+        runs = [plain]
+        while runs:
+            run = runs.pop()
+            if len(run) < BULK_MIN:
+                rest += run
+                continue
+            datums = [values[i][FRAME_BYTES:] for i in run]
+            try:
+                columns = read_datums(b"".join(datums), np.array([len(d) for d in datums]))
+                tables.append((np.array(run), columns))
+            except UNPROVEN:
+                middle = len(run) // 2
+                runs += [run[:middle], run[middle:]]
+        return tables, sorted(rest)
+
+    def _is_ours(self, frame: bytes) -> bool:
+        if len(frame) < FRAME_BYTES or frame[0] != 0:
+            return False
+        return layout(self._schemas.get(int.from_bytes(frame[1:], "big"))) == LAYOUT
+
+    def _value(self, problem: str, value: bytes | None) -> tuple[str, str, dict[str, Any] | None]:
+        """Reason, detail and row of one record; no reason: the row is good."""
+        if problem:
+            return "broken_record", problem, None
+        if value is None:
+            return "null_value", "the record has no value", None
+        if len(value) < FRAME_BYTES or value[0] != 0:
+            return "bad_magic", f"{len(value)} bytes, beginning with {value[:1].hex()!r}", None
+        writer, parsed, unknown = self._writer(int.from_bytes(value[1:FRAME_BYTES], "big"))
+        if unknown:
+            return "unknown_schema", unknown, None
+        datum = value[FRAME_BYTES:]
+        try:
+            end = check_datum(writer, datum)
+            row: Any = fastavro.schemaless_reader(io.BytesIO(datum), parsed, _READER)
+            _check_row(row)
+        except EOFError as exc:
+            return "truncated", str(exc), None
+        except Exception as exc:  # fastavro raises whatever Python raises on bad bytes
+            return "invalid_value", f"{type(exc).__name__}: {exc}", None
+        if end != len(datum):
+            return "trailing_bytes", f"{len(datum) - end} bytes behind the value", None
+        return "", "", row
+
+    def _writer(self, schema_id: int) -> tuple[Any, Any, str]:
+        """Schema, the same as fastavro wants it, and why it cannot be used, or ''."""
+        if schema_id not in self._writers:
+            schema = self._schemas.get(schema_id)
+            if schema is None:
+                # Not kept: the id may be registered later.
+                return None, None, f"schema id {schema_id} is not registered"
+            try:
+                self._writers[schema_id] = schema, fastavro.parse_schema(schema), ""
+            except Exception as exc:  # a registry holds any JSON; fastavro raises as many kinds
+                why = f"schema id {schema_id} is no Avro schema: {type(exc).__name__}: {exc}"
+                self._writers[schema_id] = schema, None, why
+        return self._writers[schema_id]
+
+
+def _cut(batch: RecordBatch, body: bytes) -> Iterator[Record]:
+    if batch.problem:
+        return iter([Record(0, 0, None, slice(0, len(body)), batch.problem)])
+    return records(body, batch.count, batch.last_offset_delta)
+
+
+def _assemble(
+    batch: RecordBatch,
+    body: bytes,
+    found: Sequence[Record],
+    tables: Sequence[tuple[Ints, list[pa.Array]]],
+) -> tuple[pa.Table, Raw]:
+    """Put the runs together in the order of their records."""
+    numbers = np.concatenate([run for run, _ in tables])
+    order = np.argsort(numbers)
+    kept = [found[i] for i in numbers[order].tolist()]
+    offsets = pa.array([batch.base_offset + record.offset_delta for record in kept], pa.int64())
+    columns = [pa.concat_arrays(parts) for parts in zip(*(c for _, c in tables), strict=True)]
+    spans = [(r.timestamp_delta, *_span(r.key), *_span(r.value)) for r in kept]
+    deltas, *places = np.array(spans, np.int64).reshape(-1, 5).T
+    raw = Raw(body, timestamps((batch,), np.array([len(kept)]), deltas), *places)
+    rows = [column.take(pa.array(order)) for column in columns]
+    return pa.Table.from_arrays([*rows, offsets], schema=TRADE_BATCH), raw
+
+
+def _check_row(row: dict[str, Any]) -> None:
+    for name, kind in LAYOUT:
+        value = row[name]
+        if kind == DECIMAL:
+            if not isinstance(value, Decimal):
+                raise ValueError(f"{name}: {value!r} is not a decimal")
+            with localcontext(prec=100):
+                unscaled = value.scaleb(PRICE_SCALE)
+                if unscaled != unscaled.to_integral_value() or abs(unscaled) >= _LIMIT:
+                    raise ValueError(
+                        f"{name}: {value} is not decimal({PRICE_PRECISION},{PRICE_SCALE})"
+                    )
+        elif kind == "long" and not -(1 << 63) <= value < 1 << 63:
+            raise ValueError(f"{name}: {value} does not fit 64 bits")
+
+
+def _span(span: slice | None) -> tuple[int, int]:
+    return (-1, -1) if span is None else (span.start, span.stop)
+
+
+def _time(batch: RecordBatch, record: Record) -> int:
+    """Milliseconds since the epoch; the batch's newest where the record's own is not known."""
+    known = timestamps((batch,), np.ones(1, np.int64), np.array([record.timestamp_delta]))
+    return int(in_range(np.array(batch.max_timestamp) if record.problem else known[0]))
