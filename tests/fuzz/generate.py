@@ -1,0 +1,366 @@
+"""Fetches of Kafka record batches, most of them clean or nearly so; all from one seed.
+
+A case depends on (seed, number) alone. Trades are drawn from a pool that several cases share, so
+that the reference has to read each distinct value once only.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+
+from aiokafka import codec as compression
+from aiokafka.record.util import calc_crc32c
+
+from k2.transport.fetched import Fetched, RecordBatch, parse
+from tests.fuzz.reference import Rec, Section
+from tests.fuzz.values import (
+    SAME_LAYOUT,
+    SCHEMAS,
+    Piece,
+    framed,
+    overlong,
+    spoiled,
+    trade,
+    varint,
+    write,
+)
+
+__all__ = ["CASES_PER_POOL", "Case", "case"]
+
+CASES_PER_POOL = 32  # cases that share a pool
+_POOL_TRADES = 1000
+_SMALL = [varint(number) for number in range(20_000)]
+_TIMES = (0, 1, -1, 63, -64, 64, 5000, 2**31, -(2**40))
+_KEYS = (b"", b"X.S", b"\xff\0", b"k" * 63, b"k" * 64)
+_HEADER = struct.Struct(">qiibIhiqqqhii")
+_CODECS = {
+    1: compression.gzip_encode,
+    2: compression.snappy_encode,
+    3: compression.lz4_encode,
+    4: compression.zstd_encode,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """`clean`: nothing in it keeps the decoder from its fast path."""
+
+    fetched: Fetched
+    sections: list[Section]
+    clean: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    plain: dict[int, list[bytes]]  # values by schema id, of the reader's layout
+    odd: list[bytes]  # valid, but evolved, long or wide
+    pieces: list[tuple[int, list[Piece]]]  # what is there to be spoiled
+
+
+@lru_cache(maxsize=2)
+def _pool(seed: int, number: int) -> Pool:
+    rng = Random(f"{seed} pool {number}")
+    plain, odd, pieces = {}, [], []
+    for schema_id in SAME_LAYOUT:
+        made = [trade(rng, SCHEMAS[schema_id]) for _ in range(_POOL_TRADES // len(SAME_LAYOUT))]
+        plain[schema_id] = [framed(schema_id, write(each)) for each in made]
+        pieces += [(schema_id, each) for each in made]
+    for schema_id in SCHEMAS:
+        made = [trade(rng, SCHEMAS[schema_id], wild=True) for _ in range(20)]
+        odd += [framed(schema_id, write(each)) for each in made]
+        pieces += [(schema_id, each) for each in made]
+    return Pool(plain, odd, pieces)
+
+
+class _Batch:
+    """One batch while it is being made."""
+
+    def __init__(self, rng: Random, pool: Pool, clean: bool, faults: int, keyed: bool) -> None:
+        self.rng, self.pool, self.clean, self.keyed = rng, pool, clean, keyed
+        self.first_timestamp = rng.choice((0, 1_700_000_000_000))
+        self.max_timestamp = self.first_timestamp + rng.randrange(10_000)
+        self.log_append = rng.random() < 0.3
+        self.records: list[Rec] | None = []
+        self.deltas: list[int] = []
+        self.faults = faults
+
+    def fill(self, n: int, schema_id: int) -> None:
+        """Write n records, of which `faults` are spoiled in their value or in their frame."""
+        rng = self.rng
+        gaps = rng.choice((0, 0, 0, 0.05, 0.9))
+        values: list[bytes | None] = [*rng.choices(self.pool.plain[schema_id], k=n)]
+        keys: list[bytes | None] = [*rng.choices(_KEYS, k=n)] if self.keyed else [None] * n
+        spots = set(rng.choices(range(n), k=self.faults)) if n else set()
+        times = rng.choices(_TIMES, k=n)
+        pieces, delta = [], -1
+        for i in range(n):
+            delta += 1 + (rng.randrange(30) if gaps and rng.random() < gaps else 0)
+            if i in spots:
+                values[i], keys[i], piece = self._spoil(delta, times[i], keys[i])
+            else:
+                piece = _record(delta, times[i], keys[i], values[i])
+            pieces.append(piece)
+            self.deltas.append(delta)
+        self.records = [
+            Rec(d, t, k, v) for d, t, k, v in zip(self.deltas, times, keys, values, strict=True)
+        ]
+        self.count = n
+        self.last_delta = max(delta, 0) + (rng.randrange(100) if gaps else 0)
+        self.body = b"".join(pieces)
+        if any(not piece for piece in pieces) or self._blind:
+            self.records = None
+
+    _blind = False  # some record's frame lies: only reading it tells what is there
+
+    def _spoil(
+        self, delta: int, time: int, key: bytes | None
+    ) -> tuple[bytes | None, bytes | None, bytes]:
+        rng = self.rng
+        schema_id, pieces = rng.choice(self.pool.pieces)
+        value: bytes | None = framed(schema_id, write(pieces))
+        kind = rng.randrange(12)
+        if kind < 6:
+            fake = _record(delta + 1, time, key, value)
+            value = spoiled(rng, schema_id, pieces, fake)
+            return value, key, _record(delta, time, key, value)
+        if kind == 6:
+            value = rng.choice(self.pool.odd)
+            return value, key, _record(delta, time, key, value)
+        if kind == 7:
+            key = rng.choice((None, b"", b"other", rng.randbytes(200)))
+            return value, key, _record(delta, time, key, value)
+        if kind == 8:
+            headers = rng.choice(([(b"a", b"b")], [(b"", None)] * 3, [(b"h", bytes(99))] * 70))
+            attributes = rng.choice((0, 0, 1, 128, 255))
+            return value, key, _record(delta, time, key, value, attributes, headers)
+        if kind == 9:
+            return value, key, _record(delta, time, key, value, rng.choice((1, 2, 127, 128, 255)))
+        if kind == 10:
+            return value, key, _stretched(rng, delta, time, key, value)
+        self._blind = True
+        return value, key, _lying(rng, delta, time, key, value)
+
+    def damage(self) -> None:
+        """Damage the section as a whole; from here on only reading it tells what it holds."""
+        rng, body = self.rng, self.body
+        self.records = None
+        at = rng.randrange(len(body) + 1)
+        match rng.randrange(9):
+            case 0 if at < len(body):
+                body = body[:at] + bytes([body[at] ^ 1 << rng.randrange(8)]) + body[at + 1 :]
+            case 1:
+                body = body[:at] + rng.randbytes(rng.choice((1, 2, 7))) + body[at:]
+            case 2:
+                body = body[:at] + body[at + rng.choice((1, 2, 7)) :]
+            case 3:
+                body = body[:at]
+            case 4:
+                body += rng.choice((b"\0", b"\0" * 7, rng.randbytes(20), body[:200]))
+            case 5:
+                self.count = max(1, self.count + rng.choice((-2, -1, 1, 2, 1000, 2**31 - 1)))
+                self.count = min(self.count, 2**31 - 1)
+            case 6:
+                body = rng.randbytes(rng.choice((0, 1, 6, 50, 5000)))
+            case 7:
+                self.last_delta = rng.randrange(self.last_delta + 1)
+            case 8:
+                body = self._unordered()
+        self.body = body
+
+    def _unordered(self) -> bytes:
+        rng = self.rng
+        deltas = list(self.deltas)
+        for _ in range(min(len(deltas), rng.choice((1, 1, 5)))):
+            wrong = (-1, 0, 2**31, -(2**63), 2**63 - 1, self.last_delta, rng.choice(deltas))
+            deltas[rng.randrange(len(deltas))] = rng.choice(wrong)
+        values = next(iter(self.pool.plain.values()))
+        return b"".join(_record(delta, 5, b"k", rng.choice(values)) for delta in deltas)
+
+    def section(self, base: int) -> Section:
+        return Section(
+            base,
+            self.last_delta,
+            self.count,
+            self.first_timestamp,
+            self.max_timestamp,
+            self.log_append,
+            self.body,
+            self.records,
+        )
+
+
+def _record(
+    delta: int,
+    time: int,
+    key: bytes | None,
+    value: bytes | None,
+    attributes: int = 0,
+    headers: list[tuple[bytes, bytes | None]] | None = None,
+) -> bytes:
+    tail = b"\0"
+    if headers is not None:
+        tail = _put(len(headers)) + b"".join(_sized(k) + _sized(v) for k, v in headers)
+    head = attributes.to_bytes(1, "big") + _put(time) + _put(delta)
+    inside = head + _sized(key) + _sized(value) + tail
+    return _put(len(inside)) + inside
+
+
+def _put(number: int) -> bytes:
+    return _SMALL[number] if 0 <= number < len(_SMALL) else varint(number)
+
+
+@lru_cache(maxsize=5000)
+def _sized(data: bytes | None) -> bytes:
+    if data is None:
+        return b"\x01"
+    return varint(len(data)) + data
+
+
+def _stretched(rng: Random, delta: int, time: int, key: bytes | None, value: bytes | None) -> bytes:
+    """A record whose frame has integers longer than they need be."""
+
+    def put(number: int) -> bytes:
+        room = 10 - len(varint(number))
+        if room and rng.random() < 0.4:
+            return overlong(number, rng.randrange(1, room + 1))
+        return varint(number)
+
+    def sized(data: bytes | None) -> bytes:
+        return put(-1) if data is None else put(len(data)) + data
+
+    inside = b"\0" + put(time) + put(delta) + sized(key) + sized(value) + put(0)
+    return put(len(inside)) + inside
+
+
+def _lying(rng: Random, delta: int, time: int, key: bytes | None, value: bytes | None) -> bytes:
+    """A record one of whose lengths is wrong."""
+
+    def lie(number: int) -> int:
+        near = number + rng.choice((-2, -1, 1, 2, 5))
+        return rng.choice((near, near, -number, -2, 2**31, 2**63 - 1, 2**63 - 8, -(2**63), 2**64))
+
+    parts = [
+        len(key) if key is not None else -1,
+        len(value) if value is not None else -1,
+        0,
+    ]
+    where = rng.randrange(5)
+    if where < 3:
+        parts[where] = lie(parts[where])
+    inside = b"".join(
+        (b"\0", varint(time), varint(delta), varint(parts[0]), key or b"", varint(parts[1]))
+    )
+    inside += (value or b"") + varint(parts[2])
+    if where == 3:
+        inside = rng.choice((inside[: rng.randrange(len(inside))], inside + b"\0", b""))
+    return varint(lie(len(inside)) if where == 4 else len(inside)) + inside
+
+
+def _direct(base: int, first_offset: int, sections: list[Section], rng: Random) -> Fetched:
+    end = base
+    batches = []
+    for each in sections:
+        end = each.base + each.last_delta + 1
+        body = memoryview(each.body) if rng.random() < 0.5 else each.body
+        batches.append(
+            RecordBatch(
+                each.base,
+                each.last_delta,
+                each.count,
+                each.first_timestamp,
+                each.max_timestamp,
+                each.log_append,
+                body,
+            )
+        )
+    return Fetched("t", 0, first_offset, end, tuple(batches), 0)
+
+
+def packed(section: Section, codec: int, flags: int = 0, producer: int = -1) -> bytes:
+    """A batch as a broker sends it."""
+    body = _CODECS[codec](section.body) if codec else section.body
+    flags |= codec | (0x08 if section.log_append else 0)
+    header = _HEADER.pack(
+        section.base,
+        _HEADER.size - 12 + len(body),
+        7,
+        2,
+        0,
+        flags,
+        section.last_delta,
+        section.first_timestamp,
+        section.max_timestamp,
+        producer,
+        0,
+        0,
+        section.count,
+    )
+    crc = calc_crc32c(header[21:] + body)
+    return header[:17] + struct.pack(">I", crc) + header[21:] + body
+
+
+def _parsed(
+    first_offset: int, sections: list[Section], rng: Random
+) -> tuple[Fetched, list[Section]]:
+    """Send sections through `parse`, some in transactions, between control and empty batches."""
+    raw, kept, aborted = b"", [], []
+    shift = 0
+    for each in sections:
+        each = Section(each.base + shift, *[getattr(each, n) for n in Section.__slots__[1:]])
+        kind = rng.choice(("plain", "plain", "commit", "abort", "empty"))
+        end = each.base + each.last_delta + 1
+        if kind == "empty":
+            raw += packed(Section(each.base, 4, 0, 0, 0, False, b"", []), 0)
+            shift += 5
+            continue
+        codec = rng.randrange(5)
+        if kind == "plain":
+            raw += packed(each, codec)
+            kept.append(each)
+            continue
+        producer = rng.randrange(1, 4)
+        raw += packed(each, codec, 0x10, producer)
+        marker = _record(0, 0, b"\0\0\0" + bytes([kind == "commit"]), b"\0\0\0\0\0\0")
+        raw += packed(Section(end, 0, 1, 0, 0, False, marker, []), 0, 0x30, producer)
+        shift += 1
+        if kind == "commit":
+            kept.append(each)
+        else:
+            aborted.append((producer, each.base))
+    raw += rng.choice((b"", b"", raw[:60]))  # a last, incomplete batch
+    rng.shuffle(aborted)
+    kept = [each for each in kept if each.base + each.last_delta >= first_offset]
+    return parse("t", 0, first_offset, raw, aborted), kept
+
+
+def case(seed: int, number: int) -> Case:
+    """Case `number` of a seed."""
+    rng = Random(f"{seed} case {number}")
+    pool = _pool(seed, number // CASES_PER_POOL)
+    clean = rng.random() < 0.5
+    schema_id, keyed = rng.choice(SAME_LAYOUT), rng.random() < 0.8
+    size = rng.choice((1, 3, 10, 100, 500, 500, 2000))
+    sections: list[Section] = []
+    start = at = rng.choice((0, 1, 10**6, 2**40))
+    for _ in range(rng.choice((1, 1, 2, 3, 5))):
+        faults = 0
+        if not clean:
+            faults = rng.choice((0, 0, 1, 1, 1, 3, 30))
+            if rng.random() < 0.1:
+                schema_id, keyed = rng.choice(SAME_LAYOUT), rng.random() < 0.5
+        batch = _Batch(rng, pool, clean, faults, keyed)
+        batch.fill(rng.randrange(1, 2 * size), schema_id)
+        if not clean and rng.random() < 0.15:
+            batch.damage()
+        sections.append(batch.section(at))
+        at += batch.last_delta + 1 + rng.choice((0, 0, 0, 17))
+    first_offset = start if rng.random() < 0.7 else rng.randrange(start, at)
+    if rng.random() < 0.2:
+        fetched, sections = _parsed(first_offset, sections, rng)
+        return Case(fetched, sections, clean)
+    if rng.random() < 0.02:
+        sections = []
+    return Case(_direct(start, first_offset, sections, rng), sections, clean)
