@@ -30,7 +30,7 @@ from tests.fuzz.values import (
 
 __all__ = ["CASES_PER_POOL", "Case", "case"]
 
-CASES_PER_POOL = 32  # cases that share a pool
+CASES_PER_POOL = 64  # cases that share a pool
 _POOL_TRADES = 1000
 _SMALL = [varint(number) for number in range(20_000)]
 _TIMES = (0, 1, -1, 63, -64, 64, 5000, 2**31, -(2**40))
@@ -328,7 +328,7 @@ def _parsed(
         shift += 1
         if kind == "commit":
             kept.append(each)
-        else:
+        elif end >= first_offset:  # a broker names those that end in the fetch or behind it
             aborted.append((producer, each.base))
     raw += rng.choice((b"", b"", raw[:60]))  # a last, incomplete batch
     rng.shuffle(aborted)
@@ -342,7 +342,7 @@ def case(seed: int, number: int) -> Case:
     pool = _pool(seed, number // CASES_PER_POOL)
     clean = rng.random() < 0.5
     schema_id, keyed = rng.choice(SAME_LAYOUT), rng.random() < 0.8
-    size = rng.choice((1, 3, 10, 100, 500, 500, 2000))
+    size = rng.choice((1, 3, 10, 100, 500, 500, 4000 if clean else 500))
     sections: list[Section] = []
     start = at = rng.choice((0, 1, 10**6, 2**40))
     for _ in range(rng.choice((1, 1, 2, 3, 5))):
