@@ -6,25 +6,20 @@ that the reference has to read each distinct value once only.
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 
-from aiokafka import codec as compression
-from aiokafka.record.util import calc_crc32c
-
 from k2.transport.fetched import Fetched, RecordBatch, parse
+from tests.fuzz.frames import lying, packed, record, stretched
 from tests.fuzz.reference import Rec, Section
 from tests.fuzz.values import (
     SAME_LAYOUT,
     SCHEMAS,
     Piece,
     framed,
-    overlong,
     spoiled,
     trade,
-    varint,
     write,
 )
 
@@ -32,16 +27,8 @@ __all__ = ["CASES_PER_POOL", "Case", "case"]
 
 CASES_PER_POOL = 64  # cases that share a pool
 _POOL_TRADES = 1000
-_SMALL = [varint(number) for number in range(20_000)]
 _TIMES = (0, 1, -1, 63, -64, 64, 5000, 2**31, -(2**40))
 _KEYS = (b"", b"X.S", b"\xff\0", b"k" * 63, b"k" * 64)
-_HEADER = struct.Struct(">qiibIhiqqqhii")
-_CODECS = {
-    1: compression.gzip_encode,
-    2: compression.snappy_encode,
-    3: compression.lz4_encode,
-    4: compression.zstd_encode,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +88,7 @@ class _Batch:
             if i in spots:
                 values[i], keys[i], piece = self._spoil(delta, times[i], keys[i])
             else:
-                piece = _record(delta, times[i], keys[i], values[i])
+                piece = record(delta, times[i], keys[i], values[i])
             pieces.append(piece)
             self.deltas.append(delta)
         self.records = [
@@ -123,25 +110,25 @@ class _Batch:
         value: bytes | None = framed(schema_id, write(pieces))
         kind = rng.randrange(12)
         if kind < 6:
-            fake = _record(delta + 1, time, key, value)
+            fake = record(delta + 1, time, key, value)
             value = spoiled(rng, schema_id, pieces, fake)
-            return value, key, _record(delta, time, key, value)
+            return value, key, record(delta, time, key, value)
         if kind == 6:
             value = rng.choice(self.pool.odd)
-            return value, key, _record(delta, time, key, value)
+            return value, key, record(delta, time, key, value)
         if kind == 7:
             key = rng.choice((None, b"", b"other", rng.randbytes(200)))
-            return value, key, _record(delta, time, key, value)
+            return value, key, record(delta, time, key, value)
         if kind == 8:
             headers = rng.choice(([(b"a", b"b")], [(b"", None)] * 3, [(b"h", bytes(99))] * 70))
             attributes = rng.choice((0, 0, 1, 128, 255))
-            return value, key, _record(delta, time, key, value, attributes, headers)
+            return value, key, record(delta, time, key, value, attributes, headers)
         if kind == 9:
-            return value, key, _record(delta, time, key, value, rng.choice((1, 2, 127, 128, 255)))
+            return value, key, record(delta, time, key, value, rng.choice((1, 2, 127, 128, 255)))
         if kind == 10:
-            return value, key, _stretched(rng, delta, time, key, value)
+            return value, key, stretched(rng, delta, time, key, value)
         self._blind = True
-        return value, key, _lying(rng, delta, time, key, value)
+        return value, key, lying(rng, delta, time, key, value)
 
     def damage(self) -> None:
         """Damage the section as a whole; from here on only reading it tells what it holds."""
@@ -177,7 +164,7 @@ class _Batch:
             wrong = (-1, 0, 2**31, -(2**63), 2**63 - 1, self.last_delta, rng.choice(deltas))
             deltas[rng.randrange(len(deltas))] = rng.choice(wrong)
         values = next(iter(self.pool.plain.values()))
-        return b"".join(_record(delta, 5, b"k", rng.choice(values)) for delta in deltas)
+        return b"".join(record(delta, 5, b"k", rng.choice(values)) for delta in deltas)
 
     def section(self, base: int) -> Section:
         return Section(
@@ -190,73 +177,6 @@ class _Batch:
             self.body,
             self.records,
         )
-
-
-def _record(
-    delta: int,
-    time: int,
-    key: bytes | None,
-    value: bytes | None,
-    attributes: int = 0,
-    headers: list[tuple[bytes, bytes | None]] | None = None,
-) -> bytes:
-    tail = b"\0"
-    if headers is not None:
-        tail = _put(len(headers)) + b"".join(_sized(k) + _sized(v) for k, v in headers)
-    head = attributes.to_bytes(1, "big") + _put(time) + _put(delta)
-    inside = head + _sized(key) + _sized(value) + tail
-    return _put(len(inside)) + inside
-
-
-def _put(number: int) -> bytes:
-    return _SMALL[number] if 0 <= number < len(_SMALL) else varint(number)
-
-
-@lru_cache(maxsize=5000)
-def _sized(data: bytes | None) -> bytes:
-    if data is None:
-        return b"\x01"
-    return varint(len(data)) + data
-
-
-def _stretched(rng: Random, delta: int, time: int, key: bytes | None, value: bytes | None) -> bytes:
-    """A record whose frame has integers longer than they need be."""
-
-    def put(number: int) -> bytes:
-        room = 10 - len(varint(number))
-        if room and rng.random() < 0.4:
-            return overlong(number, rng.randrange(1, room + 1))
-        return varint(number)
-
-    def sized(data: bytes | None) -> bytes:
-        return put(-1) if data is None else put(len(data)) + data
-
-    inside = b"\0" + put(time) + put(delta) + sized(key) + sized(value) + put(0)
-    return put(len(inside)) + inside
-
-
-def _lying(rng: Random, delta: int, time: int, key: bytes | None, value: bytes | None) -> bytes:
-    """A record one of whose lengths is wrong."""
-
-    def lie(number: int) -> int:
-        near = number + rng.choice((-2, -1, 1, 2, 5))
-        return rng.choice((near, near, -number, -2, 2**31, 2**63 - 1, 2**63 - 8, -(2**63), 2**64))
-
-    parts = [
-        len(key) if key is not None else -1,
-        len(value) if value is not None else -1,
-        0,
-    ]
-    where = rng.randrange(5)
-    if where < 3:
-        parts[where] = lie(parts[where])
-    inside = b"".join(
-        (b"\0", varint(time), varint(delta), varint(parts[0]), key or b"", varint(parts[1]))
-    )
-    inside += (value or b"") + varint(parts[2])
-    if where == 3:
-        inside = rng.choice((inside[: rng.randrange(len(inside))], inside + b"\0", b""))
-    return varint(lie(len(inside)) if where == 4 else len(inside)) + inside
 
 
 def _direct(base: int, first_offset: int, sections: list[Section], rng: Random) -> Fetched:
@@ -277,29 +197,6 @@ def _direct(base: int, first_offset: int, sections: list[Section], rng: Random) 
             )
         )
     return Fetched("t", 0, first_offset, end, tuple(batches), 0)
-
-
-def packed(section: Section, codec: int, flags: int = 0, producer: int = -1) -> bytes:
-    """A batch as a broker sends it."""
-    body = _CODECS[codec](section.body) if codec else section.body
-    flags |= codec | (0x08 if section.log_append else 0)
-    header = _HEADER.pack(
-        section.base,
-        _HEADER.size - 12 + len(body),
-        7,
-        2,
-        0,
-        flags,
-        section.last_delta,
-        section.first_timestamp,
-        section.max_timestamp,
-        producer,
-        0,
-        0,
-        section.count,
-    )
-    crc = calc_crc32c(header[21:] + body)
-    return header[:17] + struct.pack(">I", crc) + header[21:] + body
 
 
 def _parsed(
@@ -323,7 +220,7 @@ def _parsed(
             continue
         producer = rng.randrange(1, 4)
         raw += packed(each, codec, 0x10, producer)
-        marker = _record(0, 0, b"\0\0\0" + bytes([kind == "commit"]), b"\0\0\0\0\0\0")
+        marker = record(0, 0, b"\0\0\0" + bytes([kind == "commit"]), b"\0\0\0\0\0\0")
         raw += packed(Section(end, 0, 1, 0, 0, False, marker, []), 0, 0x30, producer)
         shift += 1
         if kind == "commit":

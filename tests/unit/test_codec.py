@@ -1,0 +1,318 @@
+"""Values of a fetch to rows and rejects, and rows to values."""
+
+from __future__ import annotations
+
+import copy
+import io
+from decimal import Decimal
+from itertools import pairwise
+from typing import Any
+
+import fastavro
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from k2.codec import Decoder, RawRecord, encode, raw_values
+from k2.errors import RegistryUnavailable, SchemaMismatch
+from k2.schemas import SIDES, TRADE_AVRO, TRADE_BATCH
+from k2.transport.fetched import Fetched, RecordBatch
+
+Row = dict[str, Any]
+
+TRADE: Row = {
+    "exchange": "ASX",
+    "symbol": "BHP",
+    "sequence": 7,
+    "ts_event": 1_700_000_000_000_000_000,
+    "ts_recv": 1_700_000_000_000_000_001,
+    "price": Decimal("45.12000000"),
+    "size": Decimal("-100.00000000"),
+    "side": "BUY",
+    "trade_id": "t-1",
+    "conditions": None,
+    "venue": "é",
+}
+
+
+class Schemas:
+    """A registry in memory; `down` says that it does not answer."""
+
+    def __init__(self, known: dict[int, dict[str, Any]], down: bool = False) -> None:
+        self.known, self.down = known, down
+
+    def get(self, schema_id: int) -> dict[str, Any] | None:
+        if self.down:
+            raise RegistryUnavailable("down")
+        return self.known.get(schema_id)
+
+
+def varint(number: int) -> bytes:
+    bits = (number << 1) ^ (number >> 63)
+    out = bytearray()
+    while bits > 0x7F:
+        out.append(bits & 0x7F | 0x80)
+        bits >>= 7
+    return bytes([*out, bits])
+
+
+def framed(row: Row, schema: dict[str, Any] = TRADE_AVRO, schema_id: int = 1) -> bytes:
+    stream = io.BytesIO()
+    fastavro.schemaless_writer(stream, fastavro.parse_schema(copy.deepcopy(schema)), row)
+    return b"\0" + schema_id.to_bytes(4, "big") + stream.getvalue()
+
+
+def record(
+    delta: int, value: bytes | None, headers: bytes = b"\0", attributes: bytes = b"\0"
+) -> bytes:
+    """A record with the key `key`, 5 ms behind the batch's first timestamp."""
+    sized = varint(-1) if value is None else varint(len(value)) + value
+    inside = attributes + varint(5) + varint(delta) + varint(3) + b"key" + sized + headers
+    return varint(len(inside)) + inside
+
+
+def batch(body: bytes, count: int, base: int = 100, log_append: bool = False) -> RecordBatch:
+    return RecordBatch(base, max(count - 1, 0), count, 1000, 2000, log_append, body)
+
+
+def fetch(*batches: RecordBatch, first_offset: int = 0) -> Fetched:
+    return Fetched("t", 0, first_offset, 10**6, batches, 0)
+
+
+def of_values(*values: bytes | None, first_offset: int = 0) -> Fetched:
+    body = b"".join(record(delta, value) for delta, value in enumerate(values))
+    return fetch(batch(body, len(values)), first_offset=first_offset)
+
+
+DECODER = Decoder(Schemas({1: TRADE_AVRO}))
+GOOD = framed(TRADE)
+
+
+def test_rows_carry_every_field_and_their_offset() -> None:
+    """Decimals keep their scale, absent strings are null, offsets are base plus delta."""
+    decoded = DECODER.decode(of_values(GOOD, framed({**TRADE, "sequence": -8})))
+    assert decoded.rejects == []
+    assert decoded.rows.schema.equals(TRADE_BATCH)
+    assert decoded.rows.to_pylist() == [
+        {**TRADE, "kafka_offset": 100},
+        {**TRADE, "sequence": -8, "kafka_offset": 101},
+    ]
+
+
+#: Index of the side, counted from the end of GOOD: behind it come "t-1", null and "é".
+SIDE_AT = -(1 + 5 + 1 + 4)
+
+CORRUPT: list[tuple[str, str, bytes | None]] = [
+    ("no value", "null_value", None),
+    ("no bytes", "bad_magic", b""),
+    ("half a frame", "bad_magic", GOOD[:4]),
+    ("another magic", "bad_magic", b"\1" + GOOD[1:]),
+    ("an id nobody registered", "unknown_schema", b"\0\0\0\0\2" + GOOD[5:]),
+    ("a frame without a value", "truncated", GOOD[:5]),
+    ("a value without its last byte", "truncated", GOOD[:-1]),
+    ("a string longer than the value", "truncated", GOOD[:5] + varint(2**62) + GOOD[6:]),
+    ("one zero byte too many", "trailing_bytes", GOOD + b"\0"),
+    ("two values in one record", "trailing_bytes", GOOD + GOOD[5:]),
+    ("a string of negative length", "invalid_value", GOOD[:5] + varint(-3) + GOOD[6:]),
+    ("text that is not UTF-8", "invalid_value", GOOD.replace(b"BHP", b"B\xffP")),
+    ("a side that is none", "invalid_value", GOOD[:SIDE_AT] + varint(3) + GOOD[SIDE_AT + 1 :]),
+    ("a negative side", "invalid_value", GOOD[:SIDE_AT] + varint(-1) + GOOD[SIDE_AT + 1 :]),
+    ("a branch that is none", "invalid_value", GOOD.replace(b"\2\6t-1", b"\4\6t-1")),
+    ("a negative branch", "invalid_value", GOOD.replace(b"\2\6t-1", b"\1\6t-1")),
+    ("an integer of more than 64 bits", "invalid_value", GOOD[:13] + b"\xff" * 9 + b"\x02"),
+    (
+        "an amount of 19 digits",
+        "invalid_value",
+        framed(TRADE).replace(
+            varint(5) + (4_512_000_000).to_bytes(5, "big"), varint(8) + (10**18).to_bytes(8, "big")
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("what", "reason", "value"), CORRUPT, ids=[what for what, _, _ in CORRUPT])
+def test_corrupt_value_is_rejected_and_its_neighbours_are_rows(
+    what: str, reason: str, value: bytes | None
+) -> None:
+    """The reject has the record's key, bytes and time; no other record moves."""
+    assert value != GOOD, what
+    decoded = DECODER.decode(of_values(GOOD, value, GOOD))
+    assert decoded.rows.column("kafka_offset").to_pylist() == [100, 102]
+    assert decoded.rows.drop_columns("kafka_offset").to_pylist() == [TRADE, TRADE]
+    (reject,) = decoded.rejects
+    assert (reject.offset, reject.reason, reject.timestamp_ms) == (101, reason, 1005)
+    assert (reject.key, reject.value) == (b"key", value)
+    assert reject.detail
+
+
+def test_string_that_looks_like_a_record_stays_a_string() -> None:
+    """A whole record with a whole trade inside a string is text."""
+    one = Decimal("0.00000001")
+    small = {**TRADE, "ts_event": 1, "ts_recv": 1, "price": one, "size": one, "venue": None}
+    row = {**TRADE, "trade_id": record(1, framed(small)).decode("ascii")}
+    decoded = DECODER.decode(of_values(framed(row), GOOD))
+    assert decoded.rows.column("trade_id").to_pylist() == [row["trade_id"], "t-1"]
+
+
+def test_longer_encodings_of_a_number_are_rows() -> None:
+    """Avro allows integers and decimals in more bytes than they need."""
+    stretched = GOOD[:5] + b"\x86\x00" + GOOD[6:]  # the length of "ASX"
+    wide = GOOD.replace(
+        varint(5) + (4_512_000_000).to_bytes(5, "big"),
+        varint(20) + (4_512_000_000).to_bytes(20, "big"),
+    )
+    decoded = DECODER.decode(of_values(stretched, wide, GOOD))
+    assert decoded.rows.drop_columns("kafka_offset").to_pylist() == [TRADE] * 3
+
+
+def test_headers_and_attributes_of_a_record_do_not_matter() -> None:
+    """Neither says anything about the value."""
+    headed = record(1, GOOD, headers=varint(1) + varint(1) + b"h" + varint(-1))
+    flagged = record(2, GOOD, attributes=b"\x80")
+    decoded = DECODER.decode(fetch(batch(record(0, GOOD) + headed + flagged, 3)))
+    assert decoded.rows.column("kafka_offset").to_pylist() == [100, 101, 102]
+
+
+def test_records_below_the_first_offset_are_skipped_good_or_bad() -> None:
+    """A broker returns the whole batch that the wanted offset is in."""
+    clean = DECODER.decode(of_values(GOOD, GOOD, GOOD, first_offset=101))
+    assert clean.rows.column("kafka_offset").to_pylist() == [101, 102]
+    damaged = DECODER.decode(of_values(None, GOOD, b"", first_offset=101))
+    assert damaged.rows.column("kafka_offset").to_pylist() == [101]
+    assert [reject.offset for reject in damaged.rejects] == [102]
+
+
+def test_offsets_that_compaction_removed_stay_removed() -> None:
+    """Offsets come from the records, not from counting them."""
+    body = record(2, GOOD) + record(5, GOOD)
+    decoded = DECODER.decode(fetch(RecordBatch(100, 9, 2, 0, 0, False, body)))
+    assert decoded.rows.column("kafka_offset").to_pylist() == [102, 105]
+
+
+def test_reject_has_the_brokers_time_where_the_topic_says_so() -> None:
+    """Under log append time a record's own time is not kept up."""
+    decoded = DECODER.decode(fetch(batch(record(0, None), 1, log_append=True)))
+    assert decoded.rejects[0].timestamp_ms == 2000
+
+
+def test_fetch_without_batches_has_no_rows() -> None:
+    """And is no error."""
+    decoded = DECODER.decode(fetch())
+    assert (decoded.rows.num_rows, decoded.rejects) == (0, [])
+    assert decoded.rows.schema.equals(TRADE_BATCH)
+
+
+def test_registry_that_does_not_answer_is_the_callers_to_know() -> None:
+    """An unavailable registry never turns good records into rejects."""
+    schemas = Schemas({1: TRADE_AVRO}, down=True)
+    decoder = Decoder(schemas)
+    for fetched in (of_values(GOOD), of_values(None, GOOD)):
+        with pytest.raises(RegistryUnavailable):
+            decoder.decode(fetched)
+    schemas.down = False
+    assert decoder.decode(of_values(GOOD)).rows.num_rows == 1
+
+
+def test_id_that_is_registered_later_decodes_from_then_on() -> None:
+    """That an id is unknown is not remembered."""
+    schemas = Schemas({})
+    decoder = Decoder(schemas)
+    assert decoder.decode(of_values(GOOD)).rejects[0].reason == "unknown_schema"
+    schemas.known[1] = TRADE_AVRO
+    assert decoder.decode(of_values(GOOD)).rows.num_rows == 1
+
+
+def test_evolved_writer_schema_resolves_to_the_readers() -> None:
+    """Added field dropped, order and union order mapped, among values of the present schema."""
+    evolved = copy.deepcopy(TRADE_AVRO)
+    evolved["fields"].insert(0, {"name": "desk", "type": ["null", "long"], "default": None})
+    evolved["fields"][1], evolved["fields"][2] = evolved["fields"][2], evolved["fields"][1]
+    evolved["fields"][-1] = {"name": "venue", "type": ["string", "null"]}
+    value = framed({**TRADE, "desk": 5}, evolved, 2)
+    decoder = Decoder(Schemas({1: TRADE_AVRO, 2: evolved}))
+    for fetched in (of_values(value, value), of_values(GOOD, value)):
+        decoded = decoder.decode(fetched)
+        assert decoded.rejects == []
+        assert decoded.rows.drop_columns("kafka_offset").to_pylist() == [TRADE, TRADE]
+
+
+def test_raw_values_are_the_bytes_of_the_records_asked_for() -> None:
+    """In offset order, from whichever batch; null stays null."""
+    second = batch(record(0, b"x") + record(1, GOOD), 2, base=200)
+    fetched = fetch(batch(record(0, GOOD) + record(1, None), 2), second)
+    assert raw_values(fetched, [200, 101]) == [
+        RawRecord(101, 1005, b"key", None),
+        RawRecord(200, 1005, b"key", b"x"),
+    ]
+
+
+INT64 = st.integers(-(2**63), 2**63 - 1)
+TEXT = st.text(st.characters(codec="utf-8"), max_size=100)
+AMOUNT = st.one_of(
+    st.integers(-(10**18) + 1, 10**18 - 1),
+    st.builds(lambda k, d, s: s * (2**k + d), st.integers(0, 59), st.integers(-1, 1), st.just(-1)),
+    st.builds(lambda k, d: 2**k + d, st.integers(0, 59), st.integers(-1, 1)),
+).map(lambda unscaled: Decimal(unscaled).scaleb(-8))
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            **dict.fromkeys(("exchange", "symbol"), TEXT),
+            **dict.fromkeys(("sequence", "ts_event", "ts_recv"), INT64),
+            **dict.fromkeys(("price", "size"), AMOUNT),
+            "side": st.sampled_from(SIDES),
+            **dict.fromkeys(("trade_id", "conditions", "venue"), st.none() | TEXT),
+        }
+    ),
+    max_size=20,
+)
+
+
+def table(rows: list[Row]) -> pa.Table:
+    fields = [field for field in TRADE_BATCH if field.name != "kafka_offset"]
+    columns = [pa.array([row[field.name] for row in rows], field.type) for field in fields]
+    return pa.table(columns, schema=pa.schema(fields))
+
+
+def encoded(trades: pa.Table, schema_id: int = 1) -> list[bytes]:
+    buffer, offsets = encode(trades, schema_id)
+    return [buffer[a:b].tobytes() for a, b in pairwise(offsets)]
+
+
+@given(ROWS, st.integers(0, 2**32 - 1), st.data())
+def test_encode_equals_fastavro_byte_for_byte(rows: list[Row], schema_id: int, data: Any) -> None:
+    """For any rows, in any number of chunks, and for any slice of them."""
+    cut = data.draw(st.integers(0, len(rows)))
+    chunked = pa.concat_tables([table(rows[:cut]), table(rows[cut:])])
+    expected = [framed(row, schema_id=schema_id) for row in rows]
+    assert encoded(chunked, schema_id) == expected
+    assert encoded(table(rows).slice(cut), schema_id) == expected[cut:]
+
+
+@given(ROWS)
+def test_decode_gives_back_what_encode_was_given(rows: list[Row]) -> None:
+    """Every value that the schema allows survives the round trip."""
+    decoded = DECODER.decode(of_values(*encoded(table(rows))))
+    assert decoded.rejects == []
+    assert decoded.rows.drop_columns("kafka_offset").to_pylist() == rows
+
+
+def swapped(name: str, column: pa.Array) -> pa.Table:
+    trades = table([TRADE, TRADE])
+    return trades.set_column(trades.column_names.index(name), name, column)
+
+
+MISMATCHED = [
+    ("column venue must be string", table([TRADE]).drop_columns("venue")),
+    ("column sequence must be int64", swapped("sequence", pa.array([1, 2], pa.int32()))),
+    ("column price must be decimal", swapped("price", pa.array([1, 2], pa.decimal128(18, 4)))),
+    ("column symbol has 1 nulls", swapped("symbol", pa.array(["a", None]))),
+    ("column side has values other", swapped("side", pa.array(["BUY", "buy"]))),
+]
+
+
+@pytest.mark.parametrize(("message", "trades"), MISMATCHED, ids=[m for m, _ in MISMATCHED])
+def test_encode_refuses_wrong_columns(message: str, trades: pa.Table) -> None:
+    """It names the column and what is wrong with it."""
+    with pytest.raises(SchemaMismatch, match=message):
+        encode(trades, 1)
