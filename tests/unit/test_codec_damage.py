@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from k2.codec import Decoded
+from k2.codec import Decoded, RawRecord, raw_values
 from k2.transport.fetched import RecordBatch
 from tests.by_hand import DECODER, GOOD, batch, fetch, record, varint
 
@@ -89,3 +89,45 @@ def test_offset_beyond_its_batch_is_refused_within_it() -> None:
     decoded = DECODER.decode(fetch(batch(body, 3)))
     assert offsets(decoded) == [100, 102]
     assert [reject.offset for reject in decoded.rejects] == [101]
+
+
+@pytest.mark.parametrize(("rest", "count"), [pair for pair in BROKEN_ENDS if pair[0]])
+def test_bytes_that_cannot_be_cut_into_records_are_in_the_reject(rest: bytes, count: int) -> None:
+    """Someone who repairs the damage by hand needs them; Kafka will not keep them for ever."""
+    body = RECORDS[0] + RECORDS[1] + rest
+    decoded = DECODER.decode(fetch(RecordBatch(100, 2, count, 0, 0, False, body)))
+    assert [reject.value for reject in decoded.rejects] == [rest]
+
+
+def test_damage_below_the_first_offset_is_reported_when_wanted_records_are_behind_it() -> None:
+    """Offsets 101 to 109 are wanted and unreadable: that is a loss, and needs a reject."""
+    body = record(0, GOOD) + varint(10**6)
+    damaged = RecordBatch(100, 9, 10, 0, 0, False, body)
+    decoded = DECODER.decode(fetch(damaged, first_offset=105))
+    assert decoded.rows.num_rows == 0
+    (reject,) = decoded.rejects
+    assert 105 <= reject.offset <= 109
+
+
+def test_raw_values_before_the_damage_can_be_had() -> None:
+    """A duplicate before the damage is kept with its bytes, like any other."""
+    fetched = fetch(batch(RECORDS[0] + varint(10**6), 2))
+    assert offsets(DECODER.decode(fetched)) == [100]
+    assert raw_values(fetched, [100]) == [RawRecord(100, 1005, b"key", GOOD)]
+
+
+def test_raw_values_are_one_record_an_offset_when_offsets_repeat() -> None:
+    """The row at 101 is the first record that claims it; `decode` gave the second another."""
+    body = record(0, GOOD) + record(1, GOOD) + record(1, b"other") + record(3, GOOD)
+    fetched = fetch(batch(body, 4))
+    assert offsets(DECODER.decode(fetched)) == [100, 101, 103]
+    assert [raw.value for raw in raw_values(fetched, [101])] == [GOOD]
+
+
+def test_raw_values_and_decode_give_a_refused_record_the_same_offset() -> None:
+    """An offset that a reject names leads back to the reject's bytes."""
+    body = record(0, GOOD) + varint(1) + b"\0" + record(2, GOOD)
+    fetched = fetch(batch(body, 3))
+    (reject,) = DECODER.decode(fetched).rejects
+    assert reject.offset == 101
+    assert [raw.offset for raw in raw_values(fetched, [101])] == [101]
