@@ -1,4 +1,7 @@
-"""Fetches of Kafka record batches, most of them clean or nearly so; all from one seed.
+"""Fetches of Kafka record batches, all from one seed.
+
+Large ones: half of them clean, the others with few faults or many. Between two of those, small
+ones with one fault each, which ask of every single check of the codec whether it is needed.
 
 A case depends on (seed, number) alone. Trades are drawn from a pool that several cases share, so
 that the reference has to read each distinct value once only.
@@ -25,7 +28,8 @@ from tests.fuzz.values import (
 
 __all__ = ["CASES_PER_POOL", "Case", "case"]
 
-CASES_PER_POOL = 64  # cases that share a pool
+CASES_PER_POOL = 480
+_LARGE_EVERY = 24  # cases that share a pool
 _POOL_TRADES = 1000
 _TIMES = (0, 1, -1, 63, -64, 64, 5000, 2**31, -(2**40))
 _KEYS = (b"", b"X.S", b"\xff\0", b"k" * 63, b"k" * 64)
@@ -65,8 +69,8 @@ def _pool(seed: int, number: int) -> Pool:
 class _Batch:
     """One batch while it is being made."""
 
-    def __init__(self, rng: Random, pool: Pool, clean: bool, faults: int, keyed: bool) -> None:
-        self.rng, self.pool, self.clean, self.keyed = rng, pool, clean, keyed
+    def __init__(self, rng: Random, pool: Pool, faults: int, keyed: bool) -> None:
+        self.rng, self.pool, self.keyed = rng, pool, keyed
         self.first_timestamp = rng.choice((0, 1_700_000_000_000))
         self.max_timestamp = self.first_timestamp + rng.randrange(10_000)
         self.log_append = rng.random() < 0.3
@@ -233,10 +237,25 @@ def _parsed(
     return parse("t", 0, first_offset, raw, aborted), kept
 
 
+def _small(rng: Random, pool: Pool) -> Case:
+    """A few records in one batch, and one fault."""
+    schema_id, keyed = rng.choice(SAME_LAYOUT), rng.random() < 0.8
+    whole = rng.random() < 0.2
+    batch = _Batch(rng, pool, faults=0 if whole else 1, keyed=keyed)
+    batch.fill(rng.choice((1, 2, 3, 6)), schema_id)
+    if whole:
+        batch.damage()
+    section = batch.section(50)
+    first_offset = 50 + (rng.randrange(section.last_delta + 1) if rng.random() < 0.1 else 0)
+    return Case(_direct(50, first_offset, [section], rng), [section], clean=False)
+
+
 def case(seed: int, number: int) -> Case:
     """Case `number` of a seed."""
     rng = Random(f"{seed} case {number}")
     pool = _pool(seed, number // CASES_PER_POOL)
+    if number % _LARGE_EVERY:
+        return _small(rng, pool)
     clean = rng.random() < 0.5
     schema_id, keyed = rng.choice(SAME_LAYOUT), rng.random() < 0.8
     size = rng.choice((1, 3, 10, 100, 500, 500, 4000 if clean else 500))
@@ -248,7 +267,7 @@ def case(seed: int, number: int) -> Case:
             faults = rng.choice((0, 0, 1, 1, 1, 3, 30))
             if rng.random() < 0.1:
                 schema_id, keyed = rng.choice(SAME_LAYOUT), rng.random() < 0.5
-        batch = _Batch(rng, pool, clean, faults, keyed)
+        batch = _Batch(rng, pool, faults, keyed)
         batch.fill(rng.randrange(1, 2 * size), schema_id)
         if not clean and rng.random() < 0.15:
             batch.damage()

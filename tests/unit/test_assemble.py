@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from k2.agents.assemble import assemble
+
 from k2.lake.offsets import Source
 from k2.sequence import Rules
 from k2.transport.fetched import RecordBatch
