@@ -6,7 +6,6 @@ fails, each batch is tried by itself, and one that fails again is read record by
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ import pyarrow as pa
 
 from k2 import metrics
 from k2.codec.block import read_block
-from k2.codec.fields import UNPROVEN
+from k2.codec.fields import attempt
 from k2.codec.framing import first_record
 from k2.codec.layout import FRAME_BYTES, LAYOUT, layout
 from k2.codec.raw import Raw
@@ -27,8 +26,6 @@ from k2.transport.fetched import Fetched, RecordBatch
 __all__ = ["Decoded", "Decoder"]
 
 Ints = npt.NDArray[np.int64]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +90,7 @@ class Decoder:
             return None
         if layout(self._schemas.get(int.from_bytes(frame[1:], "big"))) != LAYOUT:
             return None
-        try:
-            block = read_block(batches, frame[1:], first.key is not None)
-        except UNPROVEN as exc:
-            log.debug("a block of %d batches is not proven: %r", len(batches), exc)
-            return None
-        metrics.decoded_batches_total.labels(path="block").inc(len(batches))
+        block = attempt(read_block, batches, frame[1:], first.key is not None)
+        if block is not None:
+            metrics.decoded_batches_total.labels(path="block").inc(len(batches))
         return block

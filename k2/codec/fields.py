@@ -7,7 +7,9 @@ all before it; only if that leads exactly to the end of every datum was nothing 
 from __future__ import annotations
 
 import io
-from typing import Any
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,21 +21,36 @@ from k2.codec.layout import DECIMAL, ENUM, LAYOUT, OPTIONAL
 from k2.records import PRICE_PRECISION, PRICE_SCALE
 from k2.schemas import SIDES
 
-__all__ = ["FIELDS", "UNPROVEN", "read_datums", "read_fields", "require", "sizes"]
+__all__ = ["FIELDS", "attempt", "read_datums", "read_fields", "require", "sizes"]
 
 Ints = npt.NDArray[np.int64]
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 _LIMIT = 10**PRICE_PRECISION
 _SIDES = pa.array(SIDES)
 _READ_AS = {DECIMAL: "bytes", ENUM: "long", OPTIONAL: ["null", "string"]}
 
 #: What reading raises on broken data: Polars has several kinds of error, and some are panics.
-UNPROVEN = (FramingError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
+_UNPROVEN = (FramingError, pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError)
 
 #: Avro's schema of the fields as Polars shall read them.
 FIELDS: list[dict[str, Any]] = [
     {"name": name, "type": _READ_AS.get(kind, kind)} for name, kind in LAYOUT
 ]
+
+
+def attempt(read: Callable[..., T], *args: Any) -> T | None:
+    """What `read` returns, or None where it cannot be proven; it is then read another way."""
+    try:
+        return read(*args)
+    except _UNPROVEN as exc:
+        log.debug("not proven: %r", exc)
+    except Exception:
+        # None is known. Records are worth more than the reason: say it, and read on.
+        log.exception("%s failed in a way that broken data does not explain", read.__name__)
+    return None
 
 
 def require(holds: Any) -> None:
@@ -57,7 +74,7 @@ def read_datums(datums: bytes, lengths: Ints) -> list[pa.Array]:
         lengths: of each datum in bytes; sum to that of `datums`.
 
     Raises:
-        UNPROVEN: one of them is not a trade in its shortest encoding.
+        FramingError, or what Polars raises: one of them is not a trade in its shortest encoding.
     """
     frame = pl.read_avro(io.BytesIO(container(FIELDS, datums, len(lengths))))
     require(frame.height == len(lengths))

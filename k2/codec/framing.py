@@ -29,7 +29,6 @@ __all__ = [
 
 _SYNC = b"k2 block of Avro"  # any 16 bytes
 _LONG_BYTES_MAX = 10
-_RECORD_BYTES_MIN = 7  # length, attributes, two deltas, two lengths, header count
 _FIXED_SIZES = {"null": 0, "boolean": 1, "float": 4, "double": 8}
 
 
@@ -118,8 +117,8 @@ def records(body: bytes, count: int, last_offset_delta: int) -> Iterator[Record]
             problem = f"{len(body) - start - length} bytes behind the last of {count} records"
         if problem:
             yield Record(last + 1, 0, None, slice(position, len(body)), problem)
-            possible = (len(body) - position) // _RECORD_BYTES_MIN
-            lost = min(count - 1 - i, last_offset_delta - last - 1, possible)
+            # The header may lie too: no more of them than the section has bytes.
+            lost = min(count - 1 - i, last_offset_delta - last - 1, len(body))
             for step in range(lost):
                 yield Record(last + 2 + step, 0, None, None, f"lost with offset delta {last + 1}")
             return
@@ -199,20 +198,23 @@ def container(fields: list[dict[str, Any]], body: bytes, count: int) -> bytes:
     return b"".join((head, varint(count), varint(len(body)), body, _SYNC))
 
 
-def check_datum(schema: Any, data: bytes) -> int:
+def check_datum(schema: Any, names: Mapping[str, Any], data: bytes) -> int:
     """Walk one Avro datum; return where it ends.
 
     fastavro takes a negative index of an enum or union, drops the bits above 64 of an integer
     and rounds a decimal to its precision: here they are errors.
 
+    Args:
+        schema: as fastavro has parsed it, with `names`, its named types.
+
     Raises:
         EOFError: the data ends within the datum.
         ValueError: a value is impossible.
     """
-    return _walk(schema, data, 0, {})
+    return _walk(schema, data, 0, names)
 
 
-def _walk(schema: Any, data: bytes, at: int, names: dict[str, Any]) -> int:
+def _walk(schema: Any, data: bytes, at: int, names: Mapping[str, Any]) -> int:
     if isinstance(schema, list):
         branch, at = read_varint(data, at)
         if not 0 <= branch < len(schema):
@@ -225,9 +227,6 @@ def _walk(schema: Any, data: bytes, at: int, names: dict[str, Any]) -> int:
     kind = schema["type"]
     if not isinstance(kind, str):
         return _walk(kind, data, at, names)
-    if "name" in schema:
-        names[schema["name"]] = schema
-        names[f"{schema.get('namespace', '')}.{schema['name']}"] = schema
     match kind:
         case "record" | "error":
             for field in schema["fields"]:
@@ -268,7 +267,7 @@ def _check_decimal(part: bytes, schema: Mapping[str, Any]) -> None:
         raise ValueError(f"a decimal of more than {schema['precision']} digits")
 
 
-def _walk_blocks(schema: Mapping[str, Any], data: bytes, at: int, names: dict[str, Any]) -> int:
+def _walk_blocks(schema: Mapping[str, Any], data: bytes, at: int, names: Mapping[str, Any]) -> int:
     while True:
         count, at = read_varint(data, at)
         if count == 0:

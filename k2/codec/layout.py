@@ -13,6 +13,10 @@ __all__ = ["DECIMAL", "ENUM", "FRAME_BYTES", "LAYOUT", "OPTIONAL", "layout"]
 FRAME_BYTES = 5
 
 
+#: Logical types that change nothing for K2.
+_PLAIN = ("timestamp-nanos", "uuid")
+
+
 def _kind(avro: Any) -> str:
     """One word; fields with the same word encode alike and mean the same."""
     if isinstance(avro, list):
@@ -22,7 +26,7 @@ def _kind(avro: Any) -> str:
     kind = avro.get("type")
     if kind == "enum":
         return f"enum {_unqualified(avro)} {','.join(avro['symbols'])}"
-    if "logicalType" in avro:
+    if avro.get("logicalType", _PLAIN[0]) not in _PLAIN:
         rest = {name: avro[name] for name in ("precision", "scale") if name in avro}
         return f"{kind} {avro['logicalType']} {rest}"
     return _kind(kind)

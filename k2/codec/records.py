@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from k2.codec.fields import UNPROVEN, read_datums
+from k2.codec.fields import attempt, read_datums
 from k2.codec.framing import Record, check_datum, records
 from k2.codec.layout import DECIMAL, FRAME_BYTES, LAYOUT, layout
 from k2.codec.raw import Raw, in_range, timestamps
@@ -34,6 +34,7 @@ Ints = npt.NDArray[np.int64]
 
 _LIMIT = 10**PRICE_PRECISION
 _TYPES = [(name, TRADE_BATCH.field(name).type) for name, _ in LAYOUT]
+_TIMES = ("ts_event", "ts_recv")
 _READER = fastavro.parse_schema(TRADE_AVRO)
 
 
@@ -66,7 +67,7 @@ class RecordReader:
 
     def __init__(self, schemas: WriterSchemas) -> None:
         self._schemas = schemas
-        self._writers: dict[int, tuple[Any, Any, str]] = {}
+        self._writers: dict[int, _Writer] = {}
 
     def read(self, batch: RecordBatch, first_offset: int) -> tuple[pa.Table, Raw, list[Reject]]:
         """Return rows (TRADE_BATCH), where they lie, and rejects; all in offset order.
@@ -117,10 +118,11 @@ class RecordReader:
                 rest += run
                 continue
             datums = [values[i][FRAME_BYTES:] for i in run]
-            try:
-                columns = read_datums(b"".join(datums), np.array([len(d) for d in datums]))
+            lengths = np.array([len(datum) for datum in datums])
+            columns = attempt(read_datums, b"".join(datums), lengths)
+            if columns is not None:
                 tables.append((np.array(run), columns))
-            except UNPROVEN:
+            else:
                 middle = len(run) // 2
                 runs += [run[:middle], run[middle:]]
         return tables, sorted(rest)
@@ -138,13 +140,13 @@ class RecordReader:
             return "null_value", "the record has no value", None
         if len(value) < FRAME_BYTES or value[0] != 0:
             return "bad_magic", f"{len(value)} bytes, beginning with {value[:1].hex()!r}", None
-        writer, parsed, unknown = self._writer(int.from_bytes(value[1:FRAME_BYTES], "big"))
-        if unknown:
-            return "unknown_schema", unknown, None
+        writer = self._writer(int.from_bytes(value[1:FRAME_BYTES], "big"))
+        if writer.problem:
+            return "unknown_schema", writer.problem, None
         datum = value[FRAME_BYTES:]
         try:
-            end = check_datum(writer, datum)
-            row: Any = fastavro.schemaless_reader(io.BytesIO(datum), parsed, _READER)
+            end = check_datum(writer.schema, writer.names, datum)
+            row: Any = fastavro.schemaless_reader(io.BytesIO(datum), writer.schema, _READER)
             _check_row(row)
         except EOFError as exc:
             return "truncated", str(exc), None
@@ -154,19 +156,53 @@ class RecordReader:
             return "trailing_bytes", f"{len(datum) - end} bytes behind the value", None
         return "", "", row
 
-    def _writer(self, schema_id: int) -> tuple[Any, Any, str]:
-        """Schema, the same as fastavro wants it, and why it cannot be used, or ''."""
-        if schema_id not in self._writers:
+    def _writer(self, schema_id: int) -> _Writer:
+        known = self._writers.get(schema_id)
+        if known is None:
             schema = self._schemas.get(schema_id)
             if schema is None:
                 # Not kept: the id may be registered later.
-                return None, None, f"schema id {schema_id} is not registered"
-            try:
-                self._writers[schema_id] = schema, fastavro.parse_schema(schema), ""
-            except Exception as exc:  # a registry holds any JSON; fastavro raises as many kinds
-                why = f"schema id {schema_id} is no Avro schema: {type(exc).__name__}: {exc}"
-                self._writers[schema_id] = schema, None, why
-        return self._writers[schema_id]
+                return _Writer(f"schema id {schema_id} is not registered")
+            known = self._writers[schema_id] = _parsed(schema_id, schema)
+        return known
+
+
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """A writer schema as fastavro parsed it, or why it cannot be used."""
+
+    problem: str
+    schema: Any = None
+    names: dict[str, Any] = field(default_factory=dict)
+
+
+def _parsed(schema_id: int, schema: Any) -> _Writer:
+    names: dict[str, Any] = {}
+    try:
+        for each in schema["fields"]:
+            logical = each["type"].get("logicalType") if isinstance(each["type"], dict) else None
+            if each["name"] in _TIMES and logical not in (None, "timestamp-nanos"):
+                return _Writer(f"schema id {schema_id}: {each['name']} is {logical}, not ns")
+        parsed = fastavro.parse_schema(_without_logical_types(schema), names)
+    except Exception as exc:  # a registry holds any JSON; fastavro raises as many kinds
+        return _Writer(f"schema id {schema_id} is no record: {type(exc).__name__}: {exc}")
+    return _Writer("", parsed, names)
+
+
+def _without_logical_types(avro: Any) -> Any:
+    """The schema without what a value means to its writer: the reader's schema says that.
+
+    fastavro would turn a UUID's text into an object. Decimals stay, their scale is needed.
+    """
+    if isinstance(avro, list):
+        return [_without_logical_types(each) for each in avro]
+    if not isinstance(avro, dict):
+        return avro
+    return {
+        name: _without_logical_types(value)
+        for name, value in avro.items()
+        if name != "logicalType" or value == "decimal"
+    }
 
 
 def _cut(batch: RecordBatch, body: bytes) -> Iterator[Record]:

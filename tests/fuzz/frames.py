@@ -12,7 +12,7 @@ from aiokafka.record.util import calc_crc32c
 from tests.fuzz.reference import Section
 from tests.fuzz.values import overlong, varint
 
-__all__ = ["lying", "packed", "record", "stretched"]
+__all__ = ["inside", "lying", "packed", "record", "stretched"]
 
 _SMALL = [varint(number) for number in range(20_000)]
 _HEADER = struct.Struct(">qiibIhiqqqhii")
@@ -38,6 +38,14 @@ def record(
     head = attributes.to_bytes(1, "big") + _put(time) + _put(delta)
     inside = head + _sized(key) + _sized(value) + tail
     return _put(len(inside)) + inside
+
+
+def inside(piece: bytes) -> bytes:
+    """What the length of a record spans."""
+    at = 0
+    while piece[at : at + 1] > b"\x7f":
+        at += 1
+    return piece[at + 1 :]
 
 
 def _put(number: int) -> bytes:

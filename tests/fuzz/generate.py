@@ -14,7 +14,7 @@ from functools import lru_cache
 from random import Random
 
 from k2.transport.fetched import Fetched, RecordBatch, parse
-from tests.fuzz.frames import lying, packed, record, stretched
+from tests.fuzz.frames import inside, lying, packed, record, stretched
 from tests.fuzz.reference import Rec, Section
 from tests.fuzz.values import (
     SAME_LAYOUT,
@@ -95,9 +95,8 @@ class _Batch:
                 piece = record(delta, times[i], keys[i], values[i])
             pieces.append(piece)
             self.deltas.append(delta)
-        self.records = [
-            Rec(d, t, k, v) for d, t, k, v in zip(self.deltas, times, keys, values, strict=True)
-        ]
+        made = zip(self.deltas, times, keys, values, map(inside, pieces), strict=True)
+        self.records = [Rec(*each) for each in made]
         self.count = n
         self.last_delta = max(delta, 0) + (rng.randrange(100) if gaps else 0)
         self.body = b"".join(pieces)

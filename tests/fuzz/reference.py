@@ -23,6 +23,7 @@ from k2.schemas import TRADE_AVRO, TRADE_BATCH
 
 __all__ = ["Expected", "Part", "Rec", "Reference", "Refusal", "Rest", "Section", "cut"]
 
+_YEAR_10000_MS = 253_402_300_800_000
 _HEADER = 5  # a zero byte and the schema id
 _NAMES = [name for name in TRADE_BATCH.names if name != "kafka_offset"]
 _ROW = pa.schema([TRADE_BATCH.field(name) for name in _NAMES])
@@ -30,12 +31,13 @@ _ROW = pa.schema([TRADE_BATCH.field(name) for name in _NAMES])
 
 @dataclass(frozen=True, slots=True)
 class Rec:
-    """A record. `broken`: its inside does not add up; then `value` is all of it."""
+    """A record; `raw` is all that its length spans. `broken`: its inside does not add up."""
 
     delta: int
     timestamp: int
     key: bytes | None
     value: bytes | None
+    raw: bytes
     broken: bool = False
 
 
@@ -66,13 +68,15 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Rest:
-    """The end of a section that cannot be cut into records; `raw` is what is left over.
+    """The end of a section that cannot be cut into records.
 
-    `offset_min` is the first offset behind what was read.
+    `raw` is what is left over, `offset` the first one behind what was read; `count` records were
+    to follow.
     """
 
-    offset_min: int
+    offset: int
     raw: bytes
+    count: int
 
 
 @dataclass(slots=True)
@@ -144,26 +148,32 @@ def _open(data: bytes) -> Rec:
         value, at = _blob(data, at)
         headers, at = _integer(data, at)
         if headers >= 0 and _skip(data, at, 2 * headers) == len(data):
-            return Rec(delta, timestamp, key, value)
+            return Rec(delta, timestamp, key, value, data)
     except (_TruncatedError, _InvalidError):
         pass
-    return Rec(delta, timestamp, None, data, broken=True)
+    return Rec(delta, timestamp, None, None, data, broken=True)
 
 
-def cut(body: bytes, count: int) -> tuple[list[Rec], bytes | None]:
-    """Cut a records section; second, what is left where a length or the count is wrong."""
-    found: list[Rec] = []
-    at = 0
-    while len(found) < count:
+def cut(section: Section) -> tuple[list[Rec], bytes | None]:
+    """Cut a records section; second, what is left where a length or the count is wrong.
+
+    A last record that does not end where the section ends is part of what is left.
+    """
+    body, found, at = section.body, [], 0
+    if section.count > section.last_delta + 1:
+        return [], body  # fewer offsets than records: none of them has a place
+    while len(found) < section.count:
         try:
             size, start = _integer(body, at)
         except (_TruncatedError, _InvalidError):
             return found, body[at:]
         if not 0 <= size <= len(body) - start:
             return found, body[at:]
+        if len(found) == section.count - 1 and start + size < len(body):
+            return found, body[at:]
         found.append(_open(body[start : start + size]))
         at = start + size
-    return found, (body[at:] if at < len(body) else None)
+    return found, None
 
 
 def _walk(avro: Any, data: bytes, at: int) -> int:
@@ -263,29 +273,33 @@ class Reference:
             parts.append(part)
             found, rest = section.records, None
             if found is None:
-                found, rest = cut(section.body, section.count)
+                found, rest = cut(section)
             last = -1
-            for record in found:
-                # Offsets rise. One that does not, or is beyond the batch, is not to be trusted:
-                # the record is refused, under the next offset that the batch has.
-                good_delta = last < record.delta <= section.last_delta
-                last = record.delta if good_delta else min(last + 1, section.last_delta)
+            for number, record in enumerate(found):
+                # Offsets rise, and those that follow need some as well. One that is impossible is
+                # not to be trusted: the record is refused, under the next offset.
+                highest = section.last_delta - (section.count - 1 - number)
+                placed = not record.broken and last < record.delta <= highest
+                last = record.delta if placed else last + 1
                 offset = section.base + last
                 if offset < first_offset:
                     continue
-                judged = "invalid_value" if record.broken else self.judge(record.value)
+                judged = self.judge(record.value) if placed else "broken_record"
                 if isinstance(judged, int):
-                    if good_delta:
-                        rows.append(judged)
-                        offsets.append(offset)
-                        continue
-                    judged = "invalid_value"
+                    rows.append(judged)
+                    offsets.append(offset)
+                    continue
                 time = section.first_timestamp + record.timestamp
-                if section.log_append:
+                if section.log_append or not placed:
                     time = section.max_timestamp
-                part.refusals.append(Refusal(offset, judged, record.key, record.value, time))
+                time = min(max(time, 0), _YEAR_10000_MS - 1)
+                key, value = (record.key, record.value) if placed else (None, record.raw)
+                part.refusals.append(Refusal(offset, judged, key, value, time))
             if rest is not None:
-                part.rest = Rest(section.base + min(last + 1, section.last_delta), rest)
+                lost = min(
+                    section.count - len(found), section.last_delta - last, len(section.body) + 1
+                )
+                part.rest = Rest(section.base + last + 1, rest, lost)
         table = self._known_rows().take(pa.array(rows, pa.int64()))
         table = table.append_column(
             TRADE_BATCH.field("kafka_offset"), pa.array(offsets, pa.int64())

@@ -7,12 +7,13 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2.codec import Decoder, RawRecord, encode, raw_values
+from k2.codec import Decoder, encode
 from k2.errors import RegistryUnavailable, SchemaMismatch
 from k2.schemas import SIDES, TRADE_AVRO, TRADE_BATCH
 from k2.transport.fetched import RecordBatch
@@ -179,14 +180,25 @@ def test_evolved_writer_schema_resolves_to_the_readers() -> None:
         assert decoded.rows.drop_columns("kafka_offset").to_pylist() == [TRADE, TRADE]
 
 
-def test_raw_values_are_the_bytes_of_the_records_asked_for() -> None:
-    """In offset order, from whichever batch; null stays null."""
-    second = batch(record(0, b"x") + record(1, GOOD), 2, base=200)
-    fetched = fetch(batch(record(0, GOOD) + record(1, None), 2), second)
-    assert raw_values(fetched, [200, 101]) == [
-        RawRecord(101, 1005, b"key", None),
-        RawRecord(200, 1005, b"key", b"x"),
-    ]
+def test_raw_gives_the_records_of_rows_as_they_came() -> None:
+    """From whichever batch and path; rows below the first offset do not count."""
+    plain = batch(record(0, GOOD) + record(1, GOOD), 2)
+    mixed = batch(record(0, None) + record(1, GOOD) + record(2, b"x"), 3, base=200)
+    decoded = DECODER.decode(fetch(plain, mixed, first_offset=101))
+    assert decoded.rows.column("kafka_offset").to_pylist() == [101, 201]
+    raw = {"timestamp_ms": 1005, "key": b"key", "value": GOOD}
+    assert decoded.raw(np.array([0, 1])).to_pylist() == [raw, raw]
+    assert decoded.raw(np.array([], np.int64)).num_rows == 0
+
+
+def test_raw_of_a_null_key_is_null_on_either_path() -> None:
+    """An empty key is another one."""
+    bare = b"\0" + varint(5) + varint(0) + varint(-1) + varint(len(GOOD)) + GOOD + b"\0"
+    body = varint(len(bare)) + bare
+    for fetched in (fetch(batch(body, 1)), fetch(batch(body + record(1, None), 2))):
+        raw = DECODER.decode(fetched).raw(np.array([0]))
+        assert raw.column("key").to_pylist() == [None]
+        assert raw.column("value").to_pylist() == [GOOD]
 
 
 INT64 = st.integers(-(2**63), 2**63 - 1)

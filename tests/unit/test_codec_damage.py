@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from k2.codec import Decoded, RawRecord, raw_values
+from k2.codec import Decoded
 from k2.transport.fetched import RecordBatch
 from tests.by_hand import DECODER, GOOD, batch, fetch, record, varint
 
@@ -36,7 +36,7 @@ def test_record_whose_parts_do_not_add_up_is_one_reject_with_all_its_bytes(insid
     decoded = DECODER.decode(fetch(batch(body, 3)))
     assert offsets(decoded) == [100, 102]
     (reject,) = decoded.rejects
-    assert (reject.offset, reject.reason) == (101, "invalid_value")
+    assert (reject.offset, reject.reason) == (101, "broken_record")
     assert (reject.key, reject.value) == (None, inside)
 
 
@@ -46,13 +46,11 @@ BROKEN_ENDS = [
     (b"\xff" * 12, 3),
     (b"", 3),  # fewer records than the header says
     (b"\x80", 3),
-    (RECORDS[2], 2),  # more records than the header says
-    (b"\0", 2),
 ]
 
 
 @pytest.mark.parametrize(("rest", "count"), BROKEN_ENDS)
-def test_records_before_the_damage_are_kept_and_the_rest_is_reported(
+def test_records_before_the_damage_are_kept_and_the_rest_is_one_reject_with_its_bytes(
     rest: bytes, count: int
 ) -> None:
     """What cannot be cut into records is refused at the first offset behind what could."""
@@ -60,8 +58,53 @@ def test_records_before_the_damage_are_kept_and_the_rest_is_reported(
     decoded = DECODER.decode(fetch(RecordBatch(100, 2, count, 0, 0, False, body)))
     assert offsets(decoded) == [100, 101]
     (reject,) = decoded.rejects
-    assert (reject.offset, reject.reason) == (102, "truncated")
+    assert (reject.offset, reject.reason, reject.value) == (102, "broken_record", rest)
     assert reject.detail
+
+
+@pytest.mark.parametrize("more", [RECORDS[2], b"\0"])
+def test_last_record_is_refused_with_the_bytes_behind_it(more: bytes) -> None:
+    """It should end where its batch ends: no offset is left for what follows."""
+    body = RECORDS[0] + RECORDS[1] + more
+    decoded = DECODER.decode(fetch(RecordBatch(100, 1, 2, 0, 0, False, body)))
+    assert offsets(decoded) == [100]
+    (reject,) = decoded.rejects
+    assert (reject.offset, reject.reason) == (101, "broken_record")
+    assert reject.value == RECORDS[1] + more
+
+
+def test_records_that_the_damage_took_along_are_rejects_of_their_own() -> None:
+    """The audit asks for every offset that the header promises."""
+    body = RECORDS[0] + varint(10**6) + b"abc"
+    decoded = DECODER.decode(fetch(RecordBatch(100, 4, 5, 0, 0, False, body)))
+    assert [(reject.offset, reject.value) for reject in decoded.rejects] == [
+        (101, varint(10**6) + b"abc"),
+        (102, None),
+        (103, None),
+        (104, None),
+    ]
+
+
+def test_header_that_promises_more_records_than_offsets_makes_the_batch_one_reject() -> None:
+    """Nothing in it can be placed."""
+    body = b"".join(RECORDS)
+    decoded = DECODER.decode(fetch(RecordBatch(100, 1, 3, 0, 0, False, body)))
+    assert decoded.rows.num_rows == 0
+    assert [(reject.offset, reject.value) for reject in decoded.rejects] == [
+        (100, body),
+        (101, None),
+    ]
+
+
+def test_batch_that_cannot_be_decompressed_is_one_reject_with_its_bytes() -> None:
+    """The bytes as they came are all that there is."""
+    problem = "cannot be decompressed: no frame"
+    damaged = RecordBatch(100, 0, 1, 0, 0, False, b"noise", problem)
+    decoded = DECODER.decode(fetch(damaged, batch(RECORDS[0], 1, base=200)))
+    assert offsets(decoded) == [200]
+    (reject,) = decoded.rejects
+    assert (reject.offset, reject.reason, reject.detail) == (100, "broken_record", problem)
+    assert reject.value == b"noise"
 
 
 def test_damaged_batch_leaves_the_batches_around_it_alone() -> None:
@@ -73,61 +116,21 @@ def test_damaged_batch_leaves_the_batches_around_it_alone() -> None:
     assert [reject.offset for reject in decoded.rejects] == [201]
 
 
-def test_offset_that_does_not_rise_is_refused_at_the_next_free_one() -> None:
-    """The value is kept in the reject; no offset is given twice."""
-    body = record(0, GOOD) + record(0, GOOD) + record(2, GOOD)
-    decoded = DECODER.decode(fetch(batch(body, 3)))
+@pytest.mark.parametrize("wrong", [0, 7, -1])
+def test_record_with_an_impossible_offset_is_refused_at_the_next_free_one(wrong: int) -> None:
+    """No offset is given twice, and the next batch may hold the one that it claims."""
+    middle = record(wrong, GOOD)
+    decoded = DECODER.decode(fetch(batch(RECORDS[0] + middle + RECORDS[2], 3)))
     assert offsets(decoded) == [100, 102]
     (reject,) = decoded.rejects
-    assert (reject.offset, reject.reason) == (101, "invalid_value")
-    assert (reject.key, reject.value) == (b"key", GOOD)
-
-
-def test_offset_beyond_its_batch_is_refused_within_it() -> None:
-    """The next batch may hold that offset for another record."""
-    body = record(0, GOOD) + record(7, GOOD) + record(2, GOOD)
-    decoded = DECODER.decode(fetch(batch(body, 3)))
-    assert offsets(decoded) == [100, 102]
-    assert [reject.offset for reject in decoded.rejects] == [101]
-
-
-@pytest.mark.parametrize(("rest", "count"), [pair for pair in BROKEN_ENDS if pair[0]])
-def test_bytes_that_cannot_be_cut_into_records_are_in_the_reject(rest: bytes, count: int) -> None:
-    """Someone who repairs the damage by hand needs them; Kafka will not keep them for ever."""
-    body = RECORDS[0] + RECORDS[1] + rest
-    decoded = DECODER.decode(fetch(RecordBatch(100, 2, count, 0, 0, False, body)))
-    assert [reject.value for reject in decoded.rejects] == [rest]
+    assert (reject.offset, reject.reason) == (101, "broken_record")
+    assert varint(len(reject.value or b"")) + (reject.value or b"") == middle
 
 
 def test_damage_below_the_first_offset_is_reported_when_wanted_records_are_behind_it() -> None:
-    """Offsets 101 to 109 are wanted and unreadable: that is a loss, and needs a reject."""
+    """Offsets 101 to 109 are wanted and unreadable: that is a loss, and needs rejects."""
     body = record(0, GOOD) + varint(10**6)
     damaged = RecordBatch(100, 9, 10, 0, 0, False, body)
     decoded = DECODER.decode(fetch(damaged, first_offset=105))
     assert decoded.rows.num_rows == 0
-    (reject,) = decoded.rejects
-    assert 105 <= reject.offset <= 109
-
-
-def test_raw_values_before_the_damage_can_be_had() -> None:
-    """A duplicate before the damage is kept with its bytes, like any other."""
-    fetched = fetch(batch(RECORDS[0] + varint(10**6), 2))
-    assert offsets(DECODER.decode(fetched)) == [100]
-    assert raw_values(fetched, [100]) == [RawRecord(100, 1005, b"key", GOOD)]
-
-
-def test_raw_values_are_one_record_an_offset_when_offsets_repeat() -> None:
-    """The row at 101 is the first record that claims it; `decode` gave the second another."""
-    body = record(0, GOOD) + record(1, GOOD) + record(1, b"other") + record(3, GOOD)
-    fetched = fetch(batch(body, 4))
-    assert offsets(DECODER.decode(fetched)) == [100, 101, 103]
-    assert [raw.value for raw in raw_values(fetched, [101])] == [GOOD]
-
-
-def test_raw_values_and_decode_give_a_refused_record_the_same_offset() -> None:
-    """An offset that a reject names leads back to the reject's bytes."""
-    body = record(0, GOOD) + varint(1) + b"\0" + record(2, GOOD)
-    fetched = fetch(batch(body, 3))
-    (reject,) = DECODER.decode(fetched).rejects
-    assert reject.offset == 101
-    assert [raw.offset for raw in raw_values(fetched, [101])] == [101]
+    assert [reject.offset for reject in decoded.rejects] == [105, 106, 107, 108, 109]
