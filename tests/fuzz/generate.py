@@ -28,8 +28,8 @@ from tests.fuzz.values import (
 
 __all__ = ["CASES_PER_POOL", "Case", "case"]
 
-CASES_PER_POOL = 480
-_LARGE_EVERY = 24  # cases that share a pool
+CASES_PER_POOL = 420
+_LARGE_EVERY = 14  # cases that share a pool
 _POOL_TRADES = 1000
 _TIMES = (0, 1, -1, 63, -64, 64, 5000, 2**31, -(2**40))
 _KEYS = (b"", b"X.S", b"\xff\0", b"k" * 63, b"k" * 64)

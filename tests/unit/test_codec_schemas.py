@@ -143,3 +143,21 @@ def test_values_of_a_schema_that_is_no_trade_are_rejects(schema: dict[str, Any])
     assert decoded.rows.column("kafka_offset").to_pylist() == [100]
     assert [reject.offset for reject in decoded.rejects] == [101]
     assert decoded.rejects[0].value == other
+
+
+class Counting(Schemas):
+    """Counts the questions: with Confluent's registry each one is a request."""
+
+    asked = 0
+
+    def get(self, schema_id: int) -> dict[str, Any] | None:
+        self.asked += 1
+        return super().get(schema_id)
+
+
+def test_unknown_id_is_asked_for_a_few_times_a_fetch_and_not_once_a_record() -> None:
+    """A fetch holds ten thousand records; a request for each would take longer than the fetch."""
+    schemas = Counting({})
+    decoded = Decoder(schemas).decode(of_values(*[framed(TRADE)] * 100))
+    assert [reject.reason for reject in decoded.rejects] == ["unknown_schema"] * 100
+    assert schemas.asked <= 3
