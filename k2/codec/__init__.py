@@ -1,8 +1,8 @@
 """Bytes of Kafka's records to columns of trades, and trades to bytes."""
 
-from k2.codec.decode import Decoded, Decoder
+from k2.codec.decode import Decoded, Decoder, WriterSchemas
 from k2.codec.encode import encode
 from k2.codec.raw import RAW
-from k2.codec.records import Reject, WriterSchemas
+from k2.codec.records import Reject
 
 __all__ = ["RAW", "Decoded", "Decoder", "Reject", "WriterSchemas", "encode"]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +19,13 @@ from k2 import metrics
 from k2.codec.block import read_block
 from k2.codec.fields import attempt
 from k2.codec.framing import first_record
-from k2.codec.layout import FRAME_BYTES, LAYOUT, layout
+from k2.codec.layout import FRAME_BYTES
 from k2.codec.raw import Raw
-from k2.codec.records import RecordReader, Reject, WriterSchemas
+from k2.codec.records import Ask, RecordReader, Reject, is_ours
 from k2.schemas import TRADE_BATCH
 from k2.transport.fetched import Fetched, RecordBatch
 
-__all__ = ["Decoded", "Decoder"]
+__all__ = ["Decoded", "Decoder", "WriterSchemas"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -48,12 +50,19 @@ class Decoded:
         return pa.concat_tables(tables)
 
 
+class WriterSchemas(Protocol):
+    """Where the schemas that values were written with come from."""
+
+    def get(self, schema_id: int) -> dict[str, Any] | None:
+        """Return the schema; None: the id is unknown. Raises RegistryUnavailable."""
+
+
 class Decoder:
     """Decodes fetches; may be used from several threads at once."""
 
     def __init__(self, schemas: WriterSchemas) -> None:
         self._schemas = schemas
-        self._singly = RecordReader(schemas)
+        self._singly = RecordReader()
 
     def decode(self, fetched: Fetched) -> Decoded:
         """Decode every record with an offset of at least `fetched.first_offset`.
@@ -62,14 +71,16 @@ class Decoder:
             RegistryUnavailable: a schema id is not cached and the registry does not answer.
         """
         rejects: list[Reject] = []
+        # A registry is asked once a fetch for an id, be it unknown, however many records name it.
+        ask = cache(self._schemas.get)
         with metrics.decode_seconds.time():
-            whole = self._block(fetched.batches)
+            whole = _block(fetched.batches, ask)
             parts = [whole] if whole is not None else []
             for batch in fetched.batches if whole is None else ():
-                part = self._block((batch,)) if len(fetched.batches) > 1 else None
+                part = _block((batch,), ask) if len(fetched.batches) > 1 else None
                 if part is None:
                     metrics.decoded_batches_total.labels(path="records").inc()
-                    table, raw, refused = self._singly.read(batch, fetched.first_offset)
+                    table, raw, refused = self._singly.read(batch, fetched.first_offset, ask)
                     part = table, raw
                     rejects += refused
                 parts.append(part)
@@ -78,19 +89,18 @@ class Decoder:
         skipped = int(np.searchsorted(offsets, fetched.first_offset))
         return Decoded(rows.slice(skipped), rejects, tuple(raw for _, raw in parts), skipped)
 
-    def _block(self, batches: Sequence[RecordBatch]) -> tuple[pa.Table, Raw] | None:
-        """Read whole batches as one block; None: that cannot be proven right."""
-        if not batches or any(batch.problem for batch in batches):
-            return None
-        first = first_record(batches[0].body)
-        if first is None or first.value is None:
-            return None
-        frame = bytes(batches[0].body[first.value])[:FRAME_BYTES]
-        if len(frame) < FRAME_BYTES or frame[0] != 0:
-            return None
-        if layout(self._schemas.get(int.from_bytes(frame[1:], "big"))) != LAYOUT:
-            return None
-        block = attempt(read_block, batches, frame[1:], first.key is not None)
-        if block is not None:
-            metrics.decoded_batches_total.labels(path="block").inc(len(batches))
-        return block
+
+def _block(batches: Sequence[RecordBatch], ask: Ask) -> tuple[pa.Table, Raw] | None:
+    """Read whole batches as one block; None: that cannot be proven right."""
+    if not batches or any(batch.problem for batch in batches):
+        return None
+    first = first_record(batches[0].body)
+    if first is None or first.value is None:
+        return None
+    frame = bytes(batches[0].body[first.value])[:FRAME_BYTES]
+    if not is_ours(frame, ask):
+        return None
+    block = attempt(read_block, batches, frame[1:], first.key is not None)
+    if block is not None:
+        metrics.decoded_batches_total.labels(path="block").inc(len(batches))
+    return block

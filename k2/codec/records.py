@@ -7,10 +7,10 @@ gives it; where that fails, halves are tried, down to the value that fastavro th
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
-from typing import Any, Protocol
+from typing import Any
 
 import fastavro
 import numpy as np
@@ -25,12 +25,15 @@ from k2.records import PRICE_PRECISION, PRICE_SCALE
 from k2.schemas import TRADE_AVRO, TRADE_BATCH
 from k2.transport.fetched import RecordBatch
 
-__all__ = ["RecordReader", "Reject", "WriterSchemas"]
+__all__ = ["Ask", "RecordReader", "Reject", "is_ours"]
 
 #: Fewer values are quicker one by one.
 BULK_MIN = 8
 
 Ints = npt.NDArray[np.int64]
+
+#: The writer schema of an id, None for an unknown one.
+Ask = Callable[[int], dict[str, Any] | None]
 
 _LIMIT = 10**PRICE_PRECISION
 _TYPES = [(name, TRADE_BATCH.field(name).type) for name, _ in LAYOUT]
@@ -55,37 +58,31 @@ class Reject:
     value: bytes | None
 
 
-class WriterSchemas(Protocol):
-    """Where the schemas that values were written with come from."""
-
-    def get(self, schema_id: int) -> dict[str, Any] | None:
-        """Return the schema; None: the id is unknown. Raises RegistryUnavailable."""
-
-
 class RecordReader:
     """Reads batches record by record; may be used from several threads at once."""
 
-    def __init__(self, schemas: WriterSchemas) -> None:
-        self._schemas = schemas
+    def __init__(self) -> None:
         self._writers: dict[int, _Writer] = {}
 
-    def read(self, batch: RecordBatch, first_offset: int) -> tuple[pa.Table, Raw, list[Reject]]:
+    def read(
+        self, batch: RecordBatch, first_offset: int, ask: Ask
+    ) -> tuple[pa.Table, Raw, list[Reject]]:
         """Return rows (TRADE_BATCH), where they lie, and rejects; all in offset order.
 
-        Raises:
-            RegistryUnavailable: a schema id is not cached and the registry does not answer.
+        Args:
+            ask: for a writer schema by its id; it may be asked again and again.
         """
         body = bytes(batch.body)
         skipped = first_offset - batch.base_offset
         found = [record for record in _cut(batch, body) if record.offset_delta >= skipped]
-        tables, singly = self._bulk(body, found)
+        tables, singly = self._bulk(body, found, ask)
         rows: list[dict[str, Any]] = []
         good: list[int] = []
         rejects: list[Reject] = []
         for i in singly:
             record = found[i]
             value = None if record.value is None else body[record.value]
-            reason, detail, row = self._value(record.problem, value)
+            reason, detail, row = self._value(record.problem, value, ask)
             if reason or row is None:
                 key = None if record.key is None else body[record.key]
                 offset = batch.base_offset + record.offset_delta
@@ -98,7 +95,7 @@ class RecordReader:
         return *_assemble(batch, body, found, tables), rejects
 
     def _bulk(
-        self, body: bytes, found: Sequence[Record]
+        self, body: bytes, found: Sequence[Record], ask: Ask
     ) -> tuple[list[tuple[Ints, list[pa.Array]]], list[int]]:
         """Read what can be read at once: (record numbers, columns) of each run; and the rest."""
         values = [b"" if record.value is None else body[record.value] for record in found]
@@ -108,7 +105,7 @@ class RecordReader:
         for i, value in enumerate(values):
             frame = value[:FRAME_BYTES]
             if frame not in known:
-                known[frame] = self._is_ours(frame)
+                known[frame] = is_ours(frame, ask)
             (plain if known[frame] and not found[i].problem else rest).append(i)
         tables = []
         runs = [plain]
@@ -127,12 +124,9 @@ class RecordReader:
                 runs += [run[:middle], run[middle:]]
         return tables, sorted(rest)
 
-    def _is_ours(self, frame: bytes) -> bool:
-        if len(frame) < FRAME_BYTES or frame[0] != 0:
-            return False
-        return layout(self._schemas.get(int.from_bytes(frame[1:], "big"))) == LAYOUT
-
-    def _value(self, problem: str, value: bytes | None) -> tuple[str, str, dict[str, Any] | None]:
+    def _value(
+        self, problem: str, value: bytes | None, ask: Ask
+    ) -> tuple[str, str, dict[str, Any] | None]:
         """Reason, detail and row of one record; no reason: the row is good."""
         if problem:
             return "broken_record", problem, None
@@ -140,7 +134,7 @@ class RecordReader:
             return "null_value", "the record has no value", None
         if len(value) < FRAME_BYTES or value[0] != 0:
             return "bad_magic", f"{len(value)} bytes, beginning with {value[:1].hex()!r}", None
-        writer = self._writer(int.from_bytes(value[1:FRAME_BYTES], "big"))
+        writer = self._writer(int.from_bytes(value[1:FRAME_BYTES], "big"), ask)
         if writer.problem:
             return "unknown_schema", writer.problem, None
         datum = value[FRAME_BYTES:]
@@ -156,15 +150,22 @@ class RecordReader:
             return "trailing_bytes", f"{len(datum) - end} bytes behind the value", None
         return "", "", row
 
-    def _writer(self, schema_id: int) -> _Writer:
+    def _writer(self, schema_id: int, ask: Ask) -> _Writer:
         known = self._writers.get(schema_id)
         if known is None:
-            schema = self._schemas.get(schema_id)
+            schema = ask(schema_id)
             if schema is None:
                 # Not kept: the id may be registered later.
                 return _Writer(f"schema id {schema_id} is not registered")
             known = self._writers[schema_id] = _parsed(schema_id, schema)
         return known
+
+
+def is_ours(frame: bytes, ask: Ask) -> bool:
+    """Whether what follows such a frame lies as LAYOUT says."""
+    if len(frame) < FRAME_BYTES or frame[0] != 0:
+        return False
+    return layout(ask(int.from_bytes(frame[1:], "big"))) == LAYOUT
 
 
 @dataclass(frozen=True, slots=True)
