@@ -12,6 +12,7 @@ K2Error
 ├── UnsupportedFormat       a Kafka record batch older than format v2
 ├── RegistryUnavailable     the schema registry does not answer
 ├── BadQuery                a query parameter is missing, unknown or impossible
+├── QueryTooLarge           a query needs more memory than it may have
 ├── FeedError               a feed's file or row cannot be used
 └── ChildDied               a process of the embedded stack ended by itself
 """
@@ -28,6 +29,7 @@ __all__ = [
     "Fenced",
     "K2Error",
     "LogTruncated",
+    "QueryTooLarge",
     "RegistryUnavailable",
     "SchemaMismatch",
     "SettingError",
@@ -103,6 +105,12 @@ class BadQuery(K2Error):
     def __init__(self, parameter: str, message: str) -> None:
         super().__init__(f"{parameter}: {message}")
         self.parameter = parameter
+
+
+class QueryTooLarge(K2Error):
+    """Raised when a query needs more memory than `query_memory_max`, spilling included."""
+
+    status = 422
 
 
 class FeedError(K2Error):

@@ -8,6 +8,7 @@ than that tries again in `k2.lake.commit`.
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -62,6 +63,10 @@ _TABLE_PROPERTIES = {
 _T = TypeVar("_T")
 
 
+#: User and password of a URI: never in a message.
+_USER_INFO = re.compile(r"//[^/@\s]*@")
+
+
 def trades_name(settings: Settings) -> str:
     return f"{settings.namespace}.trades"
 
@@ -92,8 +97,8 @@ def open_catalog(settings: Settings) -> Catalog:
         if isinstance(catalog, SqlCatalog) and catalog.engine.dialect.name == "sqlite":
             _retry(lambda: _use_wal(catalog), SQLAlchemyError)
     except Exception as exc:
-        where = properties["uri"] or str(folder)
-        raise CatalogUnavailable(f"catalog {where}: {type(exc).__name__}: {exc}") from exc
+        message = f"catalog {properties['uri'] or folder}: {type(exc).__name__}: {exc}"
+        raise CatalogUnavailable(_USER_INFO.sub("//***@", message)) from exc
     return catalog
 
 

@@ -13,7 +13,7 @@ import pyiceberg.expressions
 from pyiceberg.io.pyarrow import PyArrowFileIO
 from pyiceberg.table import Table
 
-from k2.errors import BadQuery, CatalogUnavailable
+from k2.errors import BadQuery, CatalogUnavailable, QueryTooLarge
 from k2.query.rows import Stop
 from k2.schemas import TRADES
 
@@ -135,5 +135,10 @@ def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
 def _readable() -> Iterator[None]:
     try:
         yield
+    except duckdb.OutOfMemoryException as exc:
+        raise QueryTooLarge(
+            "the query needs more memory than query_memory_max: ask for less time or fewer "
+            "symbols, or raise K2_QUERY_MEMORY_MAX"
+        ) from exc
     except duckdb.IOException as exc:
         raise CatalogUnavailable(f"data files: {exc}") from exc

@@ -275,3 +275,11 @@ def test_a_table_with_other_columns_is_refused_at_start(
         update.delete_column("venue")
     with pytest.raises(SchemaMismatch, match=r"differs from k2\.schemas in: venue"):
         ensure_tables(catalog, settings)
+
+
+def test_a_catalog_that_cannot_be_opened_is_named_without_its_password(tmp_path):
+    """The message goes to the log and to the terminal."""
+    uri = "rest://k2:secret@127.0.0.1:1/catalog"
+    with pytest.raises(CatalogUnavailable, match=r"127\.0\.0\.1:1") as caught:
+        open_catalog(Settings(data=tmp_path, catalog_uri=uri))
+    assert "secret" not in str(caught.value)

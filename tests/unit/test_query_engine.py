@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 
-from k2.errors import BadQuery, CatalogUnavailable
+from k2.errors import BadQuery, CatalogUnavailable, QueryTooLarge
 from k2.lake.catalog import ensure_tables, load_table, open_catalog, trades_name
 from k2.lake.commit import Sink
 from k2.query.bars import DAY_NS
@@ -216,6 +216,21 @@ def test_a_sort_beyond_the_memory_spills_to_the_data_folder(tmp_path):
     spilled = [path for path in (tmp_path / "spill").rglob("*") if path.is_file()]
     assert spilled
     assert first.num_rows + sum(batch.num_rows for batch in batches) == 1_000_000
+    engine.close()
+
+
+def test_a_query_beyond_memory_and_disk_says_what_to_do(tmp_path):
+    """DuckDB's own words name neither the setting nor the way out."""
+    settings = Settings(data=tmp_path, query_memory_max=64 * 1024 * 1024)
+    catalog = open_catalog(settings)
+    ensure_tables(catalog, settings)
+    sink = Sink(catalog, trades_name(settings), settings)
+    rows = pa.Table.from_pylist([row(n, START + n) for n in range(5000)], TRADES)
+    sink.commit(sink.write(rows) * 200, {}, {})
+    engine = Engine(catalog, settings)
+    engine._database.execute("SET max_temp_directory_size = '1MiB'")
+    with pytest.raises(QueryTooLarge, match="K2_QUERY_MEMORY_MAX"):
+        engine.trades().read_all()
     engine.close()
 
 
