@@ -74,9 +74,9 @@ def compare(it: Case, expected: Expected, got: Decoded) -> None:
 
 def check(reference: Reference, number: int) -> tuple[int, int]:
     """Run one case; return how many records were compared, and how many on the fast path."""
-    it = case(SEED, number)
     before = one_by_one()
     try:
+        it = case(SEED, number)
         batches = [(batch.base_offset, bytes(batch.body)) for batch in it.fetched.batches]
         assert batches == [(section.base, section.body) for section in it.sections]
         expected = reference.expect(it.fetched.first_offset, it.sections)
