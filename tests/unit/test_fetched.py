@@ -4,6 +4,7 @@ import pytest
 from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.legacy_records import LegacyRecordBatchBuilder
+from aiokafka.record.util import calc_crc32c
 
 from k2.errors import UnsupportedFormat
 from k2.transport.fetched import parse
@@ -61,3 +62,13 @@ def test_old_record_format_is_refused_by_name() -> None:
     builder.append(0, 1000, b"key", b"value" * 10)
     with pytest.raises(UnsupportedFormat, match="format v1"):
         parse("t", 0, 0, bytes(builder.build()))
+
+
+@pytest.mark.parametrize("codec", [1, 2, 3, 4])
+def test_body_that_does_not_decompress_is_a_corrupt_record(codec: int) -> None:
+    """Its checksum is right: a producer wrote it so. The error names the batch's offset."""
+    raw = bytearray(batch(7, [b"a"]))
+    raw[22] |= codec  # the attributes' low byte: the plain body now claims a codec
+    raw[17:21] = calc_crc32c(bytes(raw[21:])).to_bytes(4, "big")
+    with pytest.raises(CorruptRecordException, match=r"t\[3\]@7"):
+        parse("t", 3, 7, bytes(raw))
