@@ -23,7 +23,6 @@ __all__ = ["publish"]
 
 #: Of a request's bytes, left for headers and framing.
 _HEADER_BYTES = 8 * 1024
-_DETAIL_CHARS_MAX = 1000
 
 
 async def publish(app: App, tables: Iterable[pa.Table]) -> int:
@@ -56,7 +55,7 @@ async def publish(app: App, tables: Iterable[pa.Table]) -> int:
 async def _send(app: App, row: dict[str, Any]) -> Any:
     headers = {
         "k2-reason": row["reason"],
-        "k2-detail": row["detail"][:_DETAIL_CHARS_MAX],
+        "k2-detail": row["detail"],
         "k2-cluster": row["kafka_cluster"],
         "k2-topic": row["kafka_topic"],
         "k2-partition": str(row["kafka_partition"]),

@@ -153,9 +153,14 @@ class HttpRegistry:
         if answer is None:
             return None
         try:
-            schema: Schema = json.loads(answer["schema"])
-        except (KeyError, TypeError, ValueError) as exc:
-            raise RegistryUnavailable(f"{self._url}: schema {schema_id} is no JSON") from exc
+            text = answer["schema"]
+        except (KeyError, TypeError) as exc:
+            raise RegistryUnavailable(f"{self._url}: answered without a schema") from exc
+        try:
+            schema: Schema = json.loads(text)
+        except (TypeError, ValueError):
+            # Protobuf, say: known, and no Avro. The value is at fault, not the registry.
+            schema = {"type": str(answer.get("schemaType", "not Avro"))}
         self._known[schema_id] = schema
         return schema
 

@@ -29,6 +29,8 @@ __all__ = ["Ask", "RecordReader", "Reject", "is_ours"]
 
 #: Fewer values are quicker one by one.
 BULK_MIN = 8
+#: fastavro's own words can be a whole schema.
+DETAIL_CHARS_MAX = 500
 
 Ints = npt.NDArray[np.int64]
 
@@ -86,7 +88,8 @@ class RecordReader:
             if reason or row is None:
                 key = None if record.key is None else body[record.key]
                 offset = batch.base_offset + record.offset_delta
-                rejects.append(Reject(offset, _time(batch, record), reason, detail, key, value))
+                time = _time(batch, record)
+                rejects.append(Reject(offset, time, reason, detail[:DETAIL_CHARS_MAX], key, value))
             else:
                 rows.append(row)
                 good.append(i)

@@ -38,9 +38,9 @@ class _OneFetch(Iterator[Fetched]):
     def __next__(self) -> Fetched:
         if self._response is None:
             raise StopIteration
-        (tp, raw, aborted, end), self._response = self._response, None
+        tp, raw, aborted, end = self._response
         fetched = parse(tp.topic, tp.partition, self.next_fetch_offset, raw, aborted or (), end)
-        self.next_fetch_offset = fetched.next_offset
+        self.next_fetch_offset, self._response = fetched.next_offset, None
         return fetched
 
 

@@ -124,7 +124,9 @@ class Confluent(BaseHTTPRequestHandler):
         if number == 500:
             return self._answer(500, b"boom")
         if number == 501:
-            return self._answer(200, {"schema": "{"})
+            return self._answer(200, {"id": 1})
+        if number == 503:
+            return self._answer(200, {"schema": 'syntax = "proto3";', "schemaType": "PROTOBUF"})
         if number == 502:
             return self._answer(200, b"<html>")
         if number > len(self.server.schemas):
@@ -162,10 +164,17 @@ def test_http_does_not_remember_an_unknown_id(confluent: Any) -> None:
     assert registry.get(1) == TRADE_AVRO
 
 
-@pytest.mark.parametrize(("schema_id", "said"), [(500, "boom"), (501, "no JSON"), (502, "http")])
+@pytest.mark.parametrize(
+    ("schema_id", "said"), [(500, "boom"), (501, "without a schema"), (502, "http")]
+)
 def test_http_trouble_is_not_an_unknown_id(confluent: Any, schema_id: int, said: str) -> None:
     with pytest.raises(RegistryUnavailable, match=said):
         HttpRegistry(confluent.url).get(schema_id)
+
+
+def test_http_schema_of_another_kind_is_known_and_no_avro(confluent: Any) -> None:
+    """Its values are at fault, not the registry: waiting for it would stop the partition."""
+    assert HttpRegistry(confluent.url).get(503) == {"type": "PROTOBUF"}
 
 
 def test_http_refusal_says_what_the_registry_said(confluent: Any) -> None:
