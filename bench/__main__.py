@@ -1,0 +1,91 @@
+"""`python -m bench`: run all contestants, check their work, print the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from bench import k2_side, limit, loop, stock_faust
+from bench.measure import CheckFailed, Run
+from bench.report import Machine, as_json, as_text
+from bench.workload import Plan, Workload
+from k2.dev.broker import Embedded
+from k2.errors import K2Error
+
+CONTESTANTS = (k2_side, loop, stock_faust, limit)
+
+
+@click.command()
+@click.option("--trades", default=2_000_000, show_default=True, type=click.IntRange(1000))
+@click.option("--faust-trades", default=60_000, show_default=True, type=click.IntRange(1000))
+@click.option("--runs", default=3, show_default=True, type=click.IntRange(1))
+@click.option("--seed", default=1, show_default=True, type=click.IntRange(0))
+@click.option("--symbols", default=100, show_default=True, type=click.IntRange(1, 65_535))
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False))
+def main(
+    trades: int, faust_trades: int, runs: int, seed: int, symbols: int, json_file: Path | None
+) -> None:
+    """Measure K2, a hand-written loop, stock Faust and the limit, interleaved.
+
+    The report goes to stdout, progress to stderr, and with --json all figures to a file. The exit
+    code is 1 if a contestant's work failed its checks, which no timing can.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    plan = Plan(trades, faust_trades, runs, seed, symbols)
+    machine = Machine.here()
+    try:
+        workload, done = _run(plan)
+    except (CheckFailed, K2Error) as exc:
+        raise click.ClickException(str(exc)) from exc
+    except KeyboardInterrupt:
+        raise click.Abort from None
+    if json_file is not None:
+        content = as_json(plan, machine, done, workload.value_bytes)
+        json_file.write_text(json.dumps(content, indent=2) + "\n")
+    click.echo(as_text(plan, machine, done, workload.value_bytes))
+
+
+def _run(plan: Plan) -> tuple[Workload, list[Run]]:
+    done: list[Run] = []
+    with tempfile.TemporaryDirectory(prefix="k2-bench-", ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
+        with Embedded(folder / "broker") as broker:
+            assert broker.child is not None
+            assert broker.child.pid is not None
+            _tell(f"producing {plan.trades:,} and {plan.faust_trades:,} trades")
+            workload = Workload.produce(plan, broker, folder / "feed")
+            for number in range(1, plan.runs + 1):
+                for place, contestant in enumerate(CONTESTANTS):
+                    own = folder / f"run-{number}-{place}"
+                    group = f"bench-{number}-{place}"
+                    _tell(f"run {number} of {plan.runs}: {contestant.NAME}", end="")
+                    run = contestant.run(workload, broker.child.pid, own, group)
+                    _tell(
+                        f": {run.rate:,.0f} trades/s, {run.seconds:.2f} s of "
+                        f"{run.wall_seconds:.2f} s; processor {run.cpu_seconds:.1f} s, "
+                        f"broker's {run.broker_cpu_seconds:.1f} s; "
+                        f"load {os.getloadavg()[0]:.1f}"
+                    )
+                    done.append(run)
+                    shutil.rmtree(own, ignore_errors=True)
+    return workload, done
+
+
+def _tell(text: str, end: str = "\n") -> None:
+    print(text, end=end, file=sys.stderr, flush=True)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()

