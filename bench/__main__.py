@@ -13,14 +13,12 @@ from types import FrameType
 
 import click
 
-from bench import k2_side, limit, loop, stock_faust
-from bench.measure import CheckFailed, Run
+from bench.contestants import CONTESTANTS
+from bench.measure import CheckFailed, Place, Run
 from bench.report import Machine, as_json, as_text
 from bench.workload import Plan, Workload
 from k2.dev.broker import Embedded
 from k2.errors import K2Error
-
-CONTESTANTS = (k2_side, loop, stock_faust, limit)
 
 
 @click.command()
@@ -63,11 +61,11 @@ def _run(plan: Plan) -> tuple[Workload, list[Run]]:
             _tell(f"producing {plan.trades:,} and {plan.faust_trades:,} trades")
             workload = Workload.produce(plan, broker, folder / "feed")
             for number in range(1, plan.runs + 1):
-                for place, contestant in enumerate(CONTESTANTS):
-                    own = folder / f"run-{number}-{place}"
-                    group = f"bench-{number}-{place}"
-                    _tell(f"run {number} of {plan.runs}: {contestant.NAME}", end="")
-                    run = contestant.run(workload, broker.child.pid, own, group)
+                for name, contest in CONTESTANTS.items():
+                    label = f"bench-{number}-{len(done)}"
+                    place = Place(folder / label, label, broker.child.pid)
+                    _tell(f"run {number} of {plan.runs}: {name}", end="")
+                    run = contest(workload, place)
                     _tell(
                         f": {run.rate:,.0f} trades/s, {run.seconds:.2f} s of "
                         f"{run.wall_seconds:.2f} s; processor {run.cpu_seconds:.1f} s, "
@@ -75,7 +73,7 @@ def _run(plan: Plan) -> tuple[Workload, list[Run]]:
                         f"load {os.getloadavg()[0]:.1f}"
                     )
                     done.append(run)
-                    shutil.rmtree(own, ignore_errors=True)
+                    shutil.rmtree(place.folder, ignore_errors=True)
     return workload, done
 
 

@@ -19,7 +19,6 @@ two of them could not share the work safely.
 
 from __future__ import annotations
 
-import copy
 import json
 import signal
 import sys
@@ -31,65 +30,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from confluent_kafka import Consumer, KafkaException, TopicPartition
-from fastavro import parse_schema, schemaless_reader
+from fastavro import schemaless_reader
 from pyiceberg.catalog import load_catalog
 
-from bench.measure import PATIENCE_S, Process, Run, TableWatch, check_table
-from bench.workload import EXCHANGE, SESSION_TIMEOUT_MS, Workload
-from k2.lake.catalog import ensure_tables, load_table, open_catalog, trades_name
-from k2.schemas import TRADE_AVRO, TRADES
-from k2.settings import Settings
+from bench.wire import CONSUMER, MESSAGES, frame, trade_schema
+from k2.schemas import TRADES
 
-__all__ = ["CONSUMER", "MESSAGES", "NAME", "run", "trade_schema"]
-
-NAME = "loop"
-RATE_MIN = 5_000
-MESSAGES = 20_000
 FLUSH_ROWS = 250_000
 FLUSH_AGE_S = 1.0
-
-#: librdkafka's settings, of the limit too.
-CONSUMER = {
-    "session.timeout.ms": SESSION_TIMEOUT_MS,
-    "heartbeat.interval.ms": 1000,
-    "auto.offset.reset": "earliest",
-    "enable.auto.commit": False,
-    "max.partition.fetch.bytes": 8 * 2**20,
-    "fetch.max.bytes": 64 * 2**20,
-    "fetch.wait.max.ms": 100,
-    "queued.min.messages": 1_000_000,
-    "queued.max.messages.kbytes": 256 * 1024,
-}
-
-
-def run(workload: Workload, broker: int, folder: Path, group: str) -> Run:
-    """One process from a cold start until the table, made like K2's, holds all trades."""
-    settings = Settings(data=folder, broker=workload.broker, exchanges=EXCHANGE)
-    catalog = open_catalog(settings)
-    ensure_tables(catalog, settings)
-    table = load_table(catalog, trades_name(settings))
-    table.transaction().set_properties(
-        {"write.parquet.compression-level": "1"}
-    ).commit_transaction()
-    noted = folder / "assigned.json"
-    argv = [
-        "-m", "bench.loop", workload.broker, group, workload.topic, str(workload.schema_id),
-        str(folder), str(noted),
-    ]  # fmt: skip
-    trades = workload.plan.trades
-    watch = TableWatch(settings)
-    try:
-        with Process(NAME, argv, folder, broker, {}) as process:
-            end = watch.wait(process, trades, PATIENCE_S + trades / RATE_MIN)
-            process.finish()
-    finally:
-        watch.close()
-    check_table(NAME, settings, trades, workload.plan.symbols)
-    assigned = json.loads(noted.read_text())["assigned"]
-    return process.run(NAME, trades, assigned, end, commits=len(watch.commits))
-
-
-# -- the process ---------------------------------------------------------------------------------
 
 
 class Loop:
@@ -99,7 +47,7 @@ class Loop:
         self._consumer = Consumer({**CONSUMER, "bootstrap.servers": address, "group.id": group})
         self._cluster = self._consumer.list_topics(topic, timeout=10).cluster_id
         self._topic = topic
-        self._frame = b"\0" + schema_id.to_bytes(4, "big")
+        self._frame = frame(schema_id)
         self._schema = trade_schema()
         self._table = load_catalog(
             "k2",  # the name is part of the tables' key in the catalog's file
@@ -135,14 +83,14 @@ class Loop:
     def _take(self, messages: list[Any]) -> None:
         if self._since is None:
             self._since = time.monotonic()
-        frame, schema, last = self._frame, self._schema, self._last
+        expected, schema, last = self._frame, self._schema, self._last
         rows, verdicts = self._rows, self._verdicts
         partitions, offsets = self._partitions, self._offsets
         for message in messages:
             if message.error() is not None:
                 raise KafkaException(message.error())
             value = message.value()
-            if value[:5] != frame:
+            if value[:5] != expected:
                 raise ValueError(f"{message.partition()}@{message.offset()}: another schema")
             datum = BytesIO(value)
             datum.seek(5)
@@ -204,15 +152,6 @@ class Loop:
 
 
 _ORDER = ("symbol", "event_time", "kafka_offset")
-
-
-def trade_schema() -> Any:
-    """The writer's schema for fastavro, its decimals left as bytes."""
-    schema = copy.deepcopy(TRADE_AVRO)
-    for field in schema["fields"]:
-        if isinstance(field["type"], dict) and field["type"].get("logicalType") == "decimal":
-            field["type"] = "bytes"
-    return parse_schema(schema)
 
 
 def _decimals(values: list[bytes]) -> pa.Array:

@@ -24,6 +24,7 @@ from k2.settings import Settings
 
 __all__ = [
     "CheckFailed",
+    "Place",
     "Process",
     "Run",
     "TableWatch",
@@ -35,12 +36,19 @@ __all__ = [
 MEMORY_POLL_S = 0.05
 RESULT_POLL_S = 0.005
 STOP_TIMEOUT_S = 30.0
-#: A run that takes longer than this, plus its trades at the slowest thinkable rate, has failed.
-PATIENCE_S = 60.0
 
 
 class CheckFailed(Exception):
     """Raised when a contestant did not do its work: rows missing, doubled, or too late."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a run has to itself, and the pid of the broker, which it shares."""
+
+    folder: Path
+    group: str
+    broker: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,18 +73,16 @@ class Run:
 class Process:
     """A contestant's process, and what it uses of memory and processor; stopped at the end."""
 
-    def __init__(
-        self, name: str, argv: list[str], folder: Path, broker: int, env: dict[str, str]
-    ) -> None:
-        """`broker` is the broker's pid; `env` is added to an environment without K2_ variables."""
+    def __init__(self, name: str, argv: list[str], place: Place, env: dict[str, str]) -> None:
+        """`env` is added to an environment without K2_ variables."""
         base = {k: v for k, v in os.environ.items() if not k.startswith("K2_")}
         # UTC: the times in Faust's log are local ones.
         environment = base | {"TZ": "UTC", "PYTHONUNBUFFERED": "1"} | env
-        self.child = Child(name, [sys.executable, *argv], environment, folder / "process.log")
+        self.child = Child(name, [sys.executable, *argv], environment, place.folder / "process.log")
         self.started_at = 0.0
         self.rss_bytes_max = self.hwm_bytes = 0
         self.cpu_seconds = self.broker_cpu_seconds = 0.0
-        self._broker = psutil.Process(broker)
+        self._broker = psutil.Process(place.broker)
         self._broker_before = 0.0
         self._stop = threading.Event()
         self._sampler = threading.Thread(target=self._sample, daemon=True)

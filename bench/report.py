@@ -12,9 +12,10 @@ from typing import Any
 
 import psutil
 
-from bench import k2_side, limit, loop, stock_faust
+from bench.contestants import K2, LOOP, STOCK_FAUST
 from bench.measure import Run
-from bench.workload import PARTITIONS, SESSION_TIMEOUT_MS, Plan
+from bench.wire import PARTITIONS, SESSION_TIMEOUT_MS
+from bench.workload import Plan
 
 __all__ = ["DOUBTS", "Line", "Machine", "as_json", "as_text", "lines"]
 
@@ -101,7 +102,7 @@ def lines(runs: Sequence[Run]) -> list[Line]:
             max(rates[name]),
             median(run.wall_seconds for run in own),
             max(max(run.rss_bytes_max, run.hwm_bytes) for run in own),
-            median(rates[name]) / median(rates[loop.NAME]),
+            median(rates[name]) / median(rates[LOOP]),
         )
         for name, own in by_name.items()
     ]
@@ -110,7 +111,7 @@ def lines(runs: Sequence[Run]) -> list[Line]:
 def expectations(table: Sequence[Line]) -> list[tuple[str, str, bool]]:
     """Return (expected, measured, reached): said, never enforced."""
     by_name = {line.contestant: line for line in table}
-    k2, faust = by_name[k2_side.NAME], by_name[stock_faust.NAME]
+    k2, faust = by_name[K2], by_name[STOCK_FAUST]
     to_faust = k2.rate / faust.rate
     gigabytes = k2.rss_bytes_max / 1e9
     return [
@@ -201,7 +202,3 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-#: Every name that a report of all contestants has.
-NAMES = (k2_side.NAME, loop.NAME, stock_faust.NAME, limit.NAME)

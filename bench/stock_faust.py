@@ -8,57 +8,23 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from bench.measure import PATIENCE_S, CheckFailed, Process, Run, assigned_by_faust, await_result
-from bench.workload import FAUST_TOPIC, PARTITIONS, SESSION_TIMEOUT_MS, Workload
-from k2.dev.broker import free_port
+import faust
+from fastavro import schemaless_reader
 
-__all__ = ["NAME", "run"]
-
-NAME = "stock Faust"
-RATE_MIN = 200
-
-
-def run(workload: Workload, broker: int, folder: Path, group: str) -> Run:
-    """One worker from a cold start until every event's sequence is in the table."""
-    trades = workload.plan.faust_trades
-    folder.mkdir(parents=True)
-    result = folder / "result.json"
-    env = {
-        "BENCH_BROKER": workload.broker,
-        "BENCH_GROUP": group,
-        "BENCH_FOLDER": str(folder),
-        "BENCH_TRADES": str(trades),
-        "BENCH_SCHEMA_ID": str(workload.schema_id),
-        "BENCH_PORT": str(free_port()),
-    }
-    with Process(NAME, ["-m", "bench.stock_faust"], folder, broker, env) as process:
-        found = await_result(process, result, PATIENCE_S + trades / RATE_MIN)
-        process.finish()
-        assigned = assigned_by_faust(process.child.log)
-    if found["count"] != trades or found["sequences"] != workload.faust_rows:
-        raise CheckFailed(
-            f"{NAME}: {found['count']} events of {trades}, and the table's last sequences are "
-            f"{'right' if found['sequences'] == workload.faust_rows else 'wrong'}"
-        )
-    first = found["first"]
-    return process.run(NAME, trades, assigned, found["end"], first_event_seconds=first - assigned)
+from bench.wire import FAUST_TOPIC, PARTITIONS, SESSION_TIMEOUT_MS, frame, trade_schema
 
 
 def _worker() -> Any:
     """Make the app; in the contestant's own process."""
-    import faust
-    from fastavro import schemaless_reader
-
-    from bench.loop import trade_schema
-
     folder = Path(os.environ["BENCH_FOLDER"])
     trades = int(os.environ["BENCH_TRADES"])
-    frame = b"\0" + int(os.environ["BENCH_SCHEMA_ID"]).to_bytes(4, "big")
+    expected = frame(int(os.environ["BENCH_SCHEMA_ID"]))
     schema = trade_schema()
     app = faust.App(
         os.environ["BENCH_GROUP"],
@@ -88,7 +54,7 @@ def _worker() -> Any:
         async for value in stream:
             if not count:
                 times.append(time.time())
-            if value[:5] != frame:
+            if value[:5] != expected:
                 raise ValueError("another schema")
             datum = BytesIO(value)
             datum.seek(5)
@@ -113,7 +79,5 @@ def _note(folder: Path, first: float, end: float, count: int, sequences: dict[st
 
 
 if __name__ == "__main__":
-    import sys
-
     sys.argv[1:] = ["worker", "-l", "info"]
     _worker().main()

@@ -8,6 +8,7 @@ from pathlib import Path
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from bench.wire import FAUST_TOPIC, PARTITIONS
 from k2.dev.broker import Embedded
 from k2.feeds.producer import produce
 from k2.feeds.simulate import Simulation
@@ -16,13 +17,9 @@ from k2.schemas import TRADE_AVRO
 from k2.settings import Settings
 from k2.topics import ensure_topics
 
-__all__ = ["EXCHANGE", "FAUST_TOPIC", "PARTITIONS", "SESSION_TIMEOUT_MS", "Plan", "Workload"]
+__all__ = ["EXCHANGE", "Plan", "Workload"]
 
 EXCHANGE = "SIM"
-PARTITIONS = 4
-FAUST_TOPIC = "bench.stock_faust"
-#: Of every contestant: Tansu holds a join for half of it.
-SESSION_TIMEOUT_MS = 6000
 
 
 @dataclass(frozen=True, slots=True)
