@@ -3,7 +3,12 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/stamp
 
-.PHONY: demo test lint types setup
+# `make bench TRADES=500000 RUNS=1` for a shorter one.
+TRADES ?= 2000000
+FAUST_TRADES ?= 60000
+RUNS ?= 3
+
+.PHONY: demo test lint types bench setup
 
 # The main job on show; `make demo ONCE=1` ends by itself, with exit code 0 if all was found right.
 demo: $(STAMP)
@@ -23,6 +28,10 @@ types: $(STAMP)
 	cp -R k2 .venv/types/k2
 	cp -R agents tables .venv/types/k2/
 	cd .venv/types && ../bin/mypy --config-file ../../pyproject.toml --cache-dir ../mypy -p k2
+
+# The machine should have nothing else to do: see docs/benchmarks.md.
+bench: $(STAMP)
+	$(BIN)/python -m bench --trades $(TRADES) --faust-trades $(FAUST_TRADES) --runs $(RUNS)
 
 setup: $(STAMP)
 

@@ -35,7 +35,7 @@ __all__ = [
 
 MEMORY_POLL_S = 0.05
 RESULT_POLL_S = 0.005
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 10.0
 
 
 class CheckFailed(Exception):
@@ -233,6 +233,8 @@ def check_table(name: str, settings: Settings, trades: int, symbols: int) -> Non
     """
     table = load_table(open_catalog(settings), trades_name(settings))
     paths = [task.file.file_path.removeprefix("file://") for task in table.scan().plan_files()]
+    if not paths:
+        raise CheckFailed(f"{name}: the table has no data files, wanted {trades} rows")
     with duckdb.connect() as connection:
         connection.from_parquet(paths).create_view("trades")
         ((rows, distinct, firsts, oks),) = connection.execute(

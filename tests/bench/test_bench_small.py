@@ -1,0 +1,39 @@
+"""The benchmark runs, checks every contestant's work, and names each in its report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CONTESTANTS = ["K2", "loop", "stock Faust", "limit: consumer that only counts"]
+
+
+@pytest.mark.slow
+def test_small_benchmark_passes_its_checks(tmp_path: Path) -> None:
+    """A run of 20,000 trades reports all four contestants; no timing is asserted."""
+    file = tmp_path / "bench.json"
+    sizes = ["--trades", "20000", "--faust-trades", "2000", "--runs", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", *sizes, "--json", str(file)],
+        cwd=ROOT,
+        env={"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    for name in CONTESTANTS:
+        assert f"\n{name} " in done.stdout
+    for part in ("All checks passed", "Expected and measured", "Versions", "Doubts"):
+        assert part in done.stdout
+    report = json.loads(file.read_text())
+    assert [line["contestant"] for line in report["lines"]] == CONTESTANTS
+    assert all(run["rate"] > 0 and run["rss_bytes_max"] > 0 for run in report["runs"])
+    assert not list(tmp_path.glob("k2-bench-*")), "temporary folders are left behind"
