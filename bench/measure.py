@@ -61,8 +61,8 @@ class Run:
     wall_seconds: float  # from the start of the process
     rss_bytes_max: int  # of the process tree, sampled
     hwm_bytes: int  # VmHWM of the process itself, kept by the kernel
-    cpu_seconds: float  # of the process, from its start
-    broker_cpu_seconds: float  # of the broker, during the run
+    cpu_seconds: float  # of the process, from assignment to end
+    broker_cpu_seconds: float  # of the broker, from the start of the process
     details: dict[str, float]
 
     @property
@@ -81,7 +81,8 @@ class Process:
         self.child = Child(name, [sys.executable, *argv], environment, place.folder / "process.log")
         self.started_at = 0.0
         self.rss_bytes_max = self.hwm_bytes = 0
-        self.cpu_seconds = self.broker_cpu_seconds = 0.0
+        self.broker_cpu_seconds = 0.0
+        self._cpu: list[tuple[float, float]] = []  # when, seconds used until then
         self._broker = psutil.Process(place.broker)
         self._broker_before = 0.0
         self._stop = threading.Event()
@@ -103,6 +104,7 @@ class Process:
         """Take the last figures; call at the run's end, before the process is stopped."""
         self._stop.set()
         self._sampler.join()
+        self._look(psutil.Process(self.child.pid))
         self.broker_cpu_seconds = _cpu(self._broker) - self._broker_before
 
     def run(
@@ -116,7 +118,7 @@ class Process:
             end - self.started_at,
             self.rss_bytes_max,
             self.hwm_bytes,
-            self.cpu_seconds,
+            self._cpu[-1][1] - max((cpu for at, cpu in self._cpu if at <= assigned), default=0.0),
             self.broker_cpu_seconds,
             details,
         )
@@ -126,14 +128,17 @@ class Process:
         try:
             root = psutil.Process(self.child.pid)
             while True:
-                tree = [root, *root.children(recursive=True)]
-                self.rss_bytes_max = max(self.rss_bytes_max, sum(map(_rss, tree)))
-                self.hwm_bytes = max(self.hwm_bytes, _hwm(root.pid))
-                self.cpu_seconds = _cpu(root)
+                self._look(root)
                 if self._stop.wait(MEMORY_POLL_S):
                     return
         except (psutil.NoSuchProcess, OSError):
             return  # it has ended; whoever waits for it says so
+
+    def _look(self, root: psutil.Process) -> None:
+        tree = [root, *root.children(recursive=True)]
+        self.rss_bytes_max = max(self.rss_bytes_max, sum(map(_rss, tree)))
+        self.hwm_bytes = max(self.hwm_bytes, _hwm(root.pid))
+        self._cpu.append((time.time(), _cpu(root)))
 
 
 def _rss(process: psutil.Process) -> int:
