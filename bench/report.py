@@ -41,7 +41,7 @@ DOUBTS = (
     "sequence state, no rejects.",
     "The catalog is looked at every 5 ms and Faust's log has milliseconds: +- 10 ms a run.",
     "Other work on the machine shows in the load average and in the spread. It takes most from "
-    "who uses both cores, which is K2; processor time a trade hardly changes.",
+    "who uses both cores, which is K2; processor time a trade changes less.",
 )
 
 
@@ -84,7 +84,7 @@ class Line:
     rate_min: float
     rate_max: float
     wall_seconds: float  # median
-    cpu_us: float  # a trade, median; the machine's other work hardly changes it
+    cpu_us: float  # a trade, median; other work on the machine changes it least
     rss_bytes_max: int  # of all runs; the larger of sampled RSS and VmHWM
     ratio_to_loop: float
 
