@@ -27,9 +27,18 @@ from k2.errors import K2Error
 @click.option("--runs", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=1, show_default=True, type=click.IntRange(0))
 @click.option("--symbols", default=100, show_default=True, type=click.IntRange(1, 65_535))
+@click.option(
+    "--only", multiple=True, type=click.Choice(list(CONTESTANTS)), help="Repeat for more."
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False))
 def main(
-    trades: int, faust_trades: int, runs: int, seed: int, symbols: int, json_file: Path | None
+    trades: int,
+    faust_trades: int,
+    runs: int,
+    seed: int,
+    symbols: int,
+    only: tuple[str, ...],
+    json_file: Path | None,
 ) -> None:
     """Measure K2, a hand-written loop, stock Faust and the limit, interleaved.
 
@@ -40,7 +49,7 @@ def main(
     plan = Plan(trades, faust_trades, runs, seed, symbols)
     machine = Machine.here()
     try:
-        workload, done = _run(plan)
+        workload, done = _run(plan, only or tuple(CONTESTANTS))
     except (CheckFailed, K2Error) as exc:
         raise click.ClickException(str(exc)) from exc
     except KeyboardInterrupt:
@@ -51,7 +60,7 @@ def main(
     click.echo(as_text(plan, machine, done, workload.value_bytes))
 
 
-def _run(plan: Plan) -> tuple[Workload, list[Run]]:
+def _run(plan: Plan, names: tuple[str, ...]) -> tuple[Workload, list[Run]]:
     done: list[Run] = []
     with tempfile.TemporaryDirectory(prefix="k2-bench-", ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)
@@ -61,11 +70,11 @@ def _run(plan: Plan) -> tuple[Workload, list[Run]]:
             _tell(f"producing {plan.trades:,} and {plan.faust_trades:,} trades")
             workload = Workload.produce(plan, broker, folder / "feed")
             for number in range(1, plan.runs + 1):
-                for name, contest in CONTESTANTS.items():
+                for name in names:
                     label = f"bench-{number}-{len(done)}"
                     place = Place(folder / label, label, broker.child.pid)
                     _tell(f"run {number} of {plan.runs}: {name}", end="")
-                    run = contest(workload, place)
+                    run = CONTESTANTS[name](workload, place)
                     _tell(
                         f": {run.rate:,.0f} trades/s, {run.seconds:.2f} s of "
                         f"{run.wall_seconds:.2f} s; processor {run.cpu_seconds:.1f} s, "

@@ -86,7 +86,7 @@ class Line:
     wall_seconds: float  # median
     cpu_us: float  # a trade, median; other work on the machine changes it least
     rss_bytes_max: int  # of all runs; the larger of sampled RSS and VmHWM
-    ratio_to_loop: float
+    ratio_to_loop: float | None  # None: the loop did not run
 
 
 def lines(runs: Sequence[Run]) -> list[Line]:
@@ -95,6 +95,7 @@ def lines(runs: Sequence[Run]) -> list[Line]:
     for run in runs:
         by_name.setdefault(run.contestant, []).append(run)
     rates = {name: [run.rate for run in own] for name, own in by_name.items()}
+    loop = median(rates[LOOP]) if LOOP in rates else None
     return [
         Line(
             name,
@@ -105,23 +106,25 @@ def lines(runs: Sequence[Run]) -> list[Line]:
             median(run.wall_seconds for run in own),
             median(1e6 * run.cpu_seconds / run.trades for run in own),
             max(max(run.rss_bytes_max, run.hwm_bytes) for run in own),
-            median(rates[name]) / median(rates[LOOP]),
+            median(rates[name]) / loop if loop else None,
         )
         for name, own in by_name.items()
     ]
 
 
 def expectations(table: Sequence[Line]) -> list[tuple[str, str, bool]]:
-    """Return (expected, measured, reached): said, never enforced."""
+    """Return (expected, measured, reached) of what ran: said, never enforced."""
     by_name = {line.contestant: line for line in table}
-    k2, faust = by_name[K2], by_name[STOCK_FAUST]
-    to_faust = k2.rate / faust.rate
+    k2 = by_name.get(K2)
+    found: list[tuple[str, str, bool]] = []
+    if k2 is None:
+        return found
+    for other, times in ((LOOP, 5), (STOCK_FAUST, 100)):
+        if other in by_name:
+            ratio = k2.rate / by_name[other].rate
+            found.append((f"K2 >= {times}x {other}", f"{ratio:.1f}x", ratio >= times))
     gigabytes = k2.rss_bytes_max / 1e9
-    return [
-        ("K2 >= 5x the loop", f"{k2.ratio_to_loop:.1f}x", k2.ratio_to_loop >= 5),
-        ("K2 >= 100x stock Faust", f"{to_faust:.0f}x", to_faust >= 100),
-        ("K2's memory < 1.5 GB", f"{gigabytes:.2f} GB", gigabytes < 1.5),
-    ]
+    return [*found, ("K2's memory < 1.5 GB", f"{gigabytes:.2f} GB", gigabytes < 1.5)]
 
 
 def versions() -> dict[str, str]:
@@ -154,7 +157,7 @@ def as_text(plan: Plan, machine: Machine, runs: Sequence[Run], value_bytes: int)
             f"{line.wall_seconds:.1f}",
             f"{line.cpu_us:.2f}",
             f"{line.rss_bytes_max / 1e6:,.0f}",
-            f"{line.ratio_to_loop:.2f}",
+            "" if line.ratio_to_loop is None else f"{line.ratio_to_loop:.2f}",
         )
         for line in table
     ]
