@@ -278,7 +278,8 @@ def _hole(
 
 
 #: A sequence may occur again after a reset within the session, so only the symbols and sessions in
-#: which one does are counted by epoch: the resets of the same source up to the row.
+#: which one does are counted by epoch: the resets of the same source up to the row. By CASE, since
+#: DuckDB takes quadratic time for a FILTER in such a window: 5 s, not 0.02, for 200,000 rows.
 _SEQUENCES_SQL = """
 WITH candidates AS (
     SELECT DISTINCT exchange, symbol, session FROM (
@@ -287,7 +288,7 @@ WITH candidates AS (
     )
 ), epochs AS (
     SELECT exchange, symbol, session, sequence, kafka_topic, kafka_partition, kafka_offset,
-        count(*) FILTER (verdict = 'reset') OVER (
+        count(CASE WHEN verdict = 'reset' THEN 1 END) OVER (
             PARTITION BY exchange, symbol, session, kafka_cluster, kafka_topic, kafka_partition
             ORDER BY kafka_offset
         ) AS epoch
