@@ -28,7 +28,7 @@ from k2 import metrics
 from k2.app import App
 from k2.buffer import Buffer, Taken
 from k2.codec import Decoder
-from k2.errors import Fenced, K2Error, LogTruncated
+from k2.errors import BrokerUnavailable, Fenced, K2Error, LogTruncated
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source
 from k2.sequence import Rules, SymbolState
@@ -225,7 +225,7 @@ class Ingest:
             await self._buffer.due()
             try:
                 await self.flush()
-            except Fenced as exc:
+            except (Fenced, BrokerUnavailable) as exc:
                 log.warning("%s; dropping %d buffered rows and rejoining", exc, self._buffer.rows)
                 self._drop()
                 await self.app.consumer.rejoin()
@@ -235,6 +235,7 @@ class Ingest:
 
         Raises:
             Fenced: another worker owns a partition; nothing of the buffer was written to trades.
+            BrokerUnavailable: rows are committed, but the changelog lacks their sequence state.
         """
         async with self._committing:
             taken = self._buffer.take()
@@ -313,8 +314,9 @@ class Ingest:
             log.warning("not flushed, to be read again: %s", exc)
         self._drop()
 
-    async def _in_pool(self, call: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
+    def _in_pool(self, call: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """Start at once: a batch is decoded while the one before it is still being checked."""
+        return asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
 
     async def _in_lake(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._lake, call, *args)

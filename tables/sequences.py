@@ -16,6 +16,7 @@ import orjson
 from faust.streams import _current_event
 
 from k2.app import app
+from k2.errors import BrokerUnavailable
 from k2.lake.offsets import Source
 from k2.sequence import SymbolState
 
@@ -58,18 +59,27 @@ async def checkpoint(
 ) -> None:
     """Write what changed since the last checkpoint; return when the changelog has it.
 
+    A worker that was frozen meanwhile finds the time over when it wakes, whatever the broker did.
+
     Args:
         event: any event of the source's partition: Faust finds the partition's store by it.
         watermark: the offset behind the last record that `states` include.
 
     Raises:
-        TimeoutError: the broker did not take the changelog records in time.
+        BrokerUnavailable: the changelog did not take the records in time.
     """
     _current_event.set(weakref.ref(event))
     sent = [_put(source, name, state.to_bytes()) for name, state in states.items()]
     sent.append(_put(source, (), orjson.dumps(watermark)))
     # Faust's own flush gives up after 0.1 s a message: wait for the deliveries themselves.
-    await asyncio.wait_for(asyncio.gather(*sent), timeout_s)
+    # `wait` does not cancel those that are late: Faust sets their results all the same.
+    delivered, late = await asyncio.wait(sent, timeout=timeout_s)
+    if late:
+        raise BrokerUnavailable(
+            f"{source}: {len(late)} of {len(sent)} changelog records not taken in {timeout_s:g} s"
+        )
+    for future in delivered:
+        future.result()
 
 
 def _put(source: Source, name: tuple[str, ...], value: bytes) -> Any:
