@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
+import os
+import sys
+import threading
 from typing import Any
 
 import faust
@@ -13,6 +17,9 @@ from k2.settings import Settings
 from k2.transport import BatchSource, Fetched
 
 __all__ = ["App", "app", "create_app"]
+
+#: On top of the flush deadline; below the stack's own margin, which ends in SIGKILL without a word.
+STOP_MARGIN_S = 10.0
 
 
 class BatchSchema(faust.Schema):
@@ -41,6 +48,29 @@ class App(faust.App):
         # Faust collects garbage at every rebalance; what was imported is none.
         gc.collect()
         gc.freeze()
+
+    async def stop(self) -> None:
+        """Stop, or end the process: a worker that neither works nor ends is not restarted.
+
+        Faust can wait for ever here: for an answer of its consumer thread, which has ended before
+        (seen when a crash fell into a rebalance). What is not committed is read again.
+        """
+        deadline_s = self.settings.shutdown_timeout_ms / 1000.0 + STOP_MARGIN_S
+        last_resort = threading.Timer(deadline_s, _end, [deadline_s])
+        last_resort.daemon = True
+        last_resort.start()
+        try:
+            await super().stop()
+        finally:
+            last_resort.cancel()
+
+
+def _end(deadline_s: float) -> None:
+    # Not by logging: whatever hangs may hold its lock.
+    print(f"k2: not stopped within {deadline_s:g} s: ending the process", file=sys.stderr)
+    sys.stderr.flush()
+    faulthandler.dump_traceback()
+    os._exit(1)
 
 
 def create_app(settings: Settings) -> App:
