@@ -84,6 +84,7 @@ class Ingest:
         self._inflight = asyncio.Condition()
         self._committing = asyncio.Lock()
         self._buffer = self._new_buffer()
+        self._seek = 0
         self.started = False
 
     def _new_buffer(self) -> Buffer[TP]:
@@ -94,13 +95,16 @@ class Ingest:
 
     # -- assignment
 
-    async def start(self, tps: set[TP]) -> dict[TP, int]:
+    async def start(self, tps: set[TP], seek: int) -> dict[TP, int]:
         """Return where to read each partition from: the smallest of what the sinks need.
+
+        What was `Fetched` under another number than `seek` is ignored from here on.
 
         Raises:
             LogTruncated: the log does not reach from there; K2 never skips in silence.
         """
         self._drop()
+        self._seek = seek
         cluster = await asyncio.to_thread(self._cluster)
         trades = await self._in_lake(self._trades.offsets)
         rejects = await self._in_lake(self._rejects.offsets)
@@ -155,13 +159,16 @@ class Ingest:
         fetched: Fetched = event.value
         tp = TP(fetched.topic, fetched.partition)
         partition = self._partitions.get(tp)
-        if partition is None:
-            return  # revoked while the event was on its way: its new owner reads it
+        if partition is None or fetched.seek != self._seek:
+            return  # read for an assignment that is over: its owner reads it, maybe we, again
         if fetched.first_offset != partition.next_offset:
-            raise LogTruncated(
-                f"{partition.source}: expected offset {partition.next_offset}, the broker went on "
-                f"at {fetched.first_offset}: the log was truncated below the reader"
+            self._fail(
+                LogTruncated(
+                    f"{partition.source}: expected offset {partition.next_offset}, the broker went "
+                    f"on at {fetched.first_offset}: the log was truncated below the reader"
+                )
             )
+            return
         partition.next_offset, partition.event = fetched.next_offset, event
         async with self._inflight:
             limit = self.settings.inflight_bytes_max
@@ -177,8 +184,12 @@ class Ingest:
     def _processed(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
-            log.error("ingest failed", exc_info=exc)
-            asyncio.ensure_future(self.app.crash(exc))  # noqa: RUF006 - the app ends with it
+            self._fail(exc)
+
+    def _fail(self, exc: BaseException) -> None:
+        """End the app. An exception in the agent would not: Faust restarts it and goes on."""
+        log.error("ingest failed", exc_info=exc)
+        asyncio.ensure_future(self.app.crash(exc))  # noqa: RUF006 - the app ends with it
 
     async def _process(self, tp: TP, partition: Partition, fetched: Fetched) -> None:
         decoding = self._in_pool(self._decoder.decode, fetched)

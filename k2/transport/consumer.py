@@ -7,7 +7,9 @@ everything durable. Kafka's group offsets are advisory: the start comes from the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from typing import Any, Protocol
 
@@ -29,8 +31,12 @@ class BatchSource(Protocol):
     def topics(self) -> frozenset[str]:
         """Topics whose records come as `Fetched`."""
 
-    async def start(self, tps: set[TP]) -> dict[TP, int]:
-        """Return the offset to read each newly assigned partition from."""
+    async def start(self, tps: set[TP], seek: int) -> dict[TP, int]:
+        """Return the offset to read each assigned partition from.
+
+        The reader moves there as the `seek`-th time: what is `Fetched` under a lower number was
+        read before, and is to be ignored.
+        """
 
     async def drain(self) -> None:
         """Make durable what was delivered, or drop it, within the shutdown timeout."""
@@ -38,6 +44,8 @@ class BatchSource(Protocol):
 
 class BatchConsumerThread(AIOKafkaConsumerThread):
     """aiokafka's side: reads committed records only, and taps the fetcher."""
+
+    _seek = 0
 
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
@@ -48,7 +56,17 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
 
     async def on_start(self) -> None:
         await super().on_start()
-        tap(self._ensure_consumer()._fetcher, self.app.batch_source.topics)
+        topics = self.app.batch_source.topics
+        tap(self._ensure_consumer()._fetcher, topics, lambda: self._seek)
+
+    async def seek_batch(self, offsets: Mapping[TP, int], seek: int) -> None:
+        """Move the reader; what it returns from then on carries the number `seek`."""
+        await self.call_thread(self._seek_batch, offsets, seek)
+
+    async def _seek_batch(self, offsets: Mapping[TP, int], seek: int) -> None:
+        # No await before the moves themselves: nothing is fetched between number and move.
+        self._seek = seek
+        await self._seek_wait(self._ensure_consumer(), offsets)
 
     async def rejoin(self) -> None:
         """Leave the generation and join the group anew: partitions are read from Iceberg again."""
@@ -58,6 +76,21 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         self._ensure_consumer()._coordinator.request_rejoin()
 
 
+class _ReadOffsets(defaultdict[TP, int | None]):
+    """Faust's notes of what it has read, by which it drops what comes again; none of batch topics.
+
+    What was fetched before a seek and delivered after it would make Faust drop, without a word,
+    the records that the seek went back for.
+    """
+
+    def __init__(self, is_batch: Callable[[TP], bool]) -> None:
+        super().__init__(lambda: None)
+        self._is_batch = is_batch
+
+    def __getitem__(self, tp: TP) -> int | None:
+        return None if self._is_batch(tp) else super().__getitem__(tp)
+
+
 class BatchConsumer(AIOKafkaConsumer):
     """A Faust consumer for batch topics; every other topic keeps Faust's ways."""
 
@@ -65,7 +98,10 @@ class BatchConsumer(AIOKafkaConsumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._durable: dict[TP, int] = {}
+        self._seek = 0
+        self._seeking = asyncio.Lock()
         super().__init__(*args, **kwargs)
+        self._read_offset = _ReadOffsets(self._is_batch)
 
     def _new_consumer_thread(self) -> BatchConsumerThread:
         return BatchConsumerThread(self, loop=self.loop, beacon=self.beacon)
@@ -137,11 +173,15 @@ class BatchConsumer(AIOKafkaConsumer):
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
         """Seek every batch partition to what its sinks need next."""
-        tps = {tp for tp in self.assignment() if self._is_batch(tp)}
-        self._durable = {tp: at for tp, at in self._durable.items() if tp in tps}
-        offsets = await self._source.start(tps)
-        await self._thread.seek_wait(offsets)
-        return offsets
+        # Faust asks for it twice when a fetch ends while partitions are revoked: one at a time, so
+        # that the sinks and the reader agree on the newest.
+        async with self._seeking:
+            tps = {tp for tp in self.assignment() if self._is_batch(tp)}
+            self._durable = {tp: at for tp, at in self._durable.items() if tp in tps}
+            self._seek += 1
+            offsets = await self._source.start(tps, self._seek)
+            await self._thread.seek_batch(offsets, self._seek)
+            return offsets
 
     async def wait_empty(self) -> None:
         """Drain the sinks; called by Faust when partitions are revoked and at shutdown.

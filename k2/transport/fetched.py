@@ -60,6 +60,7 @@ class Fetched:
     batches: tuple[RecordBatch, ...]
     nbytes: int  # of the fetch response
     log_end: int = 0  # the partition's end as the broker gave it with the response
+    seek: int = 0  # how many times the reader had been moved to where the sinks are: see `tap`
 
 
 def parse(
@@ -68,14 +69,12 @@ def parse(
     first_offset: int,
     raw: bytes,
     aborted: Sequence[tuple[int, int]] = (),
-    log_end: int = 0,
 ) -> Fetched:
     """Cut a fetch response into record batches; what a transaction aborted is left out.
 
     Args:
         raw: the partition's records as fetched; a last, incomplete batch is ignored.
         aborted: (producer id, first offset) of aborted transactions in it, any order.
-        log_end: the partition's high watermark, as fetched.
 
     Raises:
         CorruptRecordException: a checksum is wrong.
@@ -133,7 +132,7 @@ def parse(
                 problem=problem,
             )
         )
-    return Fetched(topic, partition, first_offset, next_offset, tuple(batches), len(raw), log_end)
+    return Fetched(topic, partition, first_offset, next_offset, tuple(batches), len(raw))
 
 
 def _decompressed(codec: int, body: bytes | memoryview) -> tuple[bytes, str]:

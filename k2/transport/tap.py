@@ -7,7 +7,8 @@ replaces that iterator, right after a fetch response was stored, by one that yie
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from aiokafka.consumer.fetcher import (
@@ -31,17 +32,25 @@ __all__ = ["tap"]
 class _OneFetch(Iterator[Fetched]):
     """Stands for `PartitionRecords`: yields one `Fetched`, then moves the position behind it."""
 
-    def __init__(self, tp: TopicPartition, offset: int, raw: bytes, aborted: Any, end: int) -> None:
+    def __init__(
+        self,
+        tp: TopicPartition,
+        offset: int,
+        response: tuple[bytes, Any, int],
+        seek: Callable[[], int],
+    ) -> None:
+        """`response`: the records, the aborted transactions, the high watermark."""
         self.next_fetch_offset = offset
-        self._response: tuple[TopicPartition, bytes, Any, int] | None = (tp, raw, aborted, end)
+        self._tp, self._seek = tp, seek
+        self._response: tuple[bytes, Any, int] | None = response
 
     def __next__(self) -> Fetched:
         if self._response is None:
             raise StopIteration
-        tp, raw, aborted, end = self._response
-        fetched = parse(tp.topic, tp.partition, self.next_fetch_offset, raw, aborted or (), end)
+        (raw, aborted, end), tp = self._response, self._tp
+        fetched = parse(tp.topic, tp.partition, self.next_fetch_offset, raw, aborted or ())
         self.next_fetch_offset, self._response = fetched.next_offset, None
-        return fetched
+        return replace(fetched, seek=self._seek(), log_end=end)
 
 
 class _Client:
@@ -64,8 +73,14 @@ class _Client:
         return response
 
 
-def tap(fetcher: Fetcher, topics: Collection[str]) -> None:
-    """Make `fetcher` return one `Fetched` per fetched partition of `topics`."""
+def tap(fetcher: Fetcher, topics: Collection[str], seek: Callable[[], int]) -> None:
+    """Make `fetcher` return one `Fetched` per fetched partition of `topics`.
+
+    Args:
+        seek: the number of the newest seek, called in the fetcher's thread. After an assignment
+            aiokafka reads from the group's offset until it is told otherwise; the number tells
+            what it read before from what it reads after.
+    """
     client = fetcher._client = _Client(fetcher._client)
     stock = fetcher._proc_fetch_request
 
@@ -83,7 +98,8 @@ def tap(fetcher: Fetcher, topics: Collection[str]) -> None:
                         if error == OffsetOutOfRangeError.errno:
                             fetcher._records[tp] = FetchError(error=_truncated(tp), backoff=0)
                             wakeup = True
-                        _replace(fetcher._records.get(tp), tp, end, rest, response.API_VERSION)
+                        made = fetcher._records.get(tp)
+                        _replace(made, tp, (end, *rest), response.API_VERSION, seek)
         return wakeup
 
     fetcher._proc_fetch_request = process
@@ -97,9 +113,13 @@ def _truncated(tp: TopicPartition) -> LogTruncated:
     )
 
 
-def _replace(result: Any, tp: TopicPartition, end: int, rest: list[Any], version: int) -> None:
-    if isinstance(result, FetchResult) and isinstance(result._partition_records, PartitionRecords):
+def _replace(
+    made: Any, tp: TopicPartition, fields: Sequence[Any], version: int, seek: Callable[[], int]
+) -> None:
+    """Replace what the fetcher made of a response; `fields` from its high watermark on."""
+    if isinstance(made, FetchResult) and isinstance(made._partition_records, PartitionRecords):
         # Version 11 appended the preferred read replica behind the aborted transactions.
-        aborted = rest[2] if version >= 11 else rest[-2] if version >= 4 else ()
-        offset = result._partition_records.next_fetch_offset
-        result._partition_records = _OneFetch(tp, offset, rest[-1], aborted, end)
+        aborted = fields[3] if version >= 11 else fields[-2] if version >= 4 else ()
+        offset = made._partition_records.next_fetch_offset
+        response = fields[-1], aborted, fields[0]
+        made._partition_records = _OneFetch(tp, offset, response, seek)
