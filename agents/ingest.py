@@ -50,7 +50,9 @@ class Partition:
     rejects_at: int | None  # the rejects table holds everything below; None: it never had any
     states_from: int  # the checkpointed state includes everything below
     states: dict[tuple[str, str], SymbolState]
+    epoch: str  # of the checkpointed state: this assignment's own
     dirty: dict[tuple[str, str], SymbolState] = field(default_factory=dict)
+    former: list[bytes] = field(default_factory=list)  # keys that the first checkpoint replaces
     event: Any = None  # the newest; keeps alive what Faust's table finds its store by
     order: asyncio.Lock = field(default_factory=asyncio.Lock)  # FIFO: batches stay in order
 
@@ -109,11 +111,12 @@ class Ingest:
         trades = await self._in_lake(self._trades.offsets)
         rejects = await self._in_lake(self._rejects.offsets)
         sources = {tp: Source(cluster, tp.topic, tp.partition) for tp in tps}
-        states = sequences.load(set(sources.values()))
+        states, keys = sequences.load(set(sources.values()))
         starts = await self.app.consumer.earliest_offsets(*tps) if tps else {}
         for tp, source in sources.items():
             stored = trades.get(source)
-            watermark, symbols = states.get(source, (None, {}))
+            known = states.get(source)
+            watermark, symbols = (known.watermark, known.symbols) if known else (None, {})
             if stored is None:
                 # Nothing of this log is in Iceberg: begin where the log begins.
                 stored, watermark, symbols = starts[tp], starts[tp], {}
@@ -140,6 +143,9 @@ class Ingest:
                 rejects_at=rejects.get(source),
                 states_from=watermark,
                 states=symbols,
+                epoch=sequences.epoch_after(known.epoch if known else None),
+                dirty=dict(symbols),
+                former=keys[source],
             )
         self.started = True
         return {tp: self._partitions[tp].next_offset for tp in tps}
@@ -300,12 +306,14 @@ class Ingest:
             if self._partitions.get(tp) is partition and end > partition.states_from:
                 await sequences.checkpoint(
                     partition.source,
+                    partition.epoch,
                     partition.event,
                     dirty[tp],
                     end,
+                    partition.former,
                     self.settings.shutdown_timeout_ms / 1000.0,
                 )
-                partition.states_from = end
+                partition.states_from, partition.former = end, []
                 self.app.consumer.durable({tp: end})
 
     async def drain(self) -> None:

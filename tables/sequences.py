@@ -1,15 +1,21 @@
 """The state of the sequence check, in RocksDB beside its changelog.
 
-Key: JSON of [cluster, topic, partition, exchange, symbol], value: `SymbolState.to_bytes()`. The
-key without exchange and symbol holds the partition's watermark, the offset from which the state
+Key: JSON of [cluster, topic, partition, epoch, exchange, symbol], value: `SymbolState.to_bytes()`.
+The key without exchange and symbol holds the partition's watermark, the offset from which the state
 must go on; it is written last in a checkpoint, so that a torn checkpoint shows the former one.
+
+Each assignment writes an epoch of its own, all symbols in its first checkpoint. Kafka does not
+fence a changelog: what a worker sent before it froze may arrive after its successor's checkpoints.
+Under the same keys that would leave old states below a new watermark, and false gaps.
 """
 
 from __future__ import annotations
 
 import asyncio
+import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -20,7 +26,7 @@ from k2.errors import BrokerUnavailable
 from k2.lake.offsets import Source
 from k2.sequence import SymbolState
 
-__all__ = ["checkpoint", "load", "table"]
+__all__ = ["Stored", "checkpoint", "epoch_after", "load", "table"]
 
 Symbols = dict[tuple[str, str], SymbolState]
 
@@ -33,28 +39,56 @@ table = app.Table(
 )
 
 
-def load(sources: set[Source]) -> dict[Source, tuple[int, Symbols]]:
-    """Return watermark and states of the partitions that the table knows."""
-    watermarks: dict[Source, int] = {}
-    symbols: dict[Source, Symbols] = {source: {} for source in sources}
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the newest complete epoch of a partition says."""
+
+    epoch: str
+    watermark: int
+    symbols: Symbols
+
+
+def load(sources: set[Source]) -> tuple[dict[Source, Stored], dict[Source, list[bytes]]]:
+    """Return what is known of the partitions, and all keys of each, which a checkpoint replaces."""
+    watermarks: dict[Source, dict[str, int]] = {}
+    symbols: dict[tuple[Source, str], Symbols] = {}
+    keys: dict[Source, list[bytes]] = {source: [] for source in sources}
     for key, value in table.items():
-        cluster, topic, partition, *name = orjson.loads(key)
+        cluster, topic, partition, epoch, *name = orjson.loads(key)
         source = Source(cluster, topic, partition)
         if source not in sources:
             continue
+        keys[source].append(key)
         if name:
             exchange, symbol = name
-            symbols[source][exchange, symbol] = SymbolState.from_bytes(value)
+            states = symbols.setdefault((source, epoch), {})
+            states[exchange, symbol] = SymbolState.from_bytes(value)
         else:
-            watermarks[source] = orjson.loads(value)
-    return {source: (watermarks[source], symbols[source]) for source in watermarks}
+            watermarks.setdefault(source, {})[epoch] = orjson.loads(value)
+    stored = {}
+    for source, epochs in watermarks.items():
+        # Two workers may have begun an epoch of one number; each is whole in itself.
+        newest = max(epochs, key=lambda epoch: (_number(epoch), epochs[epoch]))
+        stored[source] = Stored(newest, epochs[newest], symbols.get((source, newest), {}))
+    return stored, keys
+
+
+def epoch_after(epoch: str | None) -> str:
+    """Return a name for the epoch that follows; never the same twice."""
+    return f"{_number(epoch) + 1 if epoch else 1}-{uuid.uuid4().hex}"
+
+
+def _number(epoch: str) -> int:
+    return int(epoch.partition("-")[0])
 
 
 async def checkpoint(
     source: Source,
+    epoch: str,
     event: Any,
     states: Mapping[tuple[str, str], SymbolState],
     watermark: int,
+    former: Iterable[bytes],
     timeout_s: float,
 ) -> None:
     """Write what changed since the last checkpoint; return when the changelog has it.
@@ -62,15 +96,20 @@ async def checkpoint(
     A worker that was frozen meanwhile finds the time over when it wakes, whatever the broker did.
 
     Args:
+        epoch: this assignment's own; in its first checkpoint `states` are those of all symbols.
         event: any event of the source's partition: Faust finds the partition's store by it.
         watermark: the offset behind the last record that `states` include.
+        former: keys of epochs before, which this checkpoint makes superfluous.
 
     Raises:
         BrokerUnavailable: the changelog did not take the records in time.
     """
     _current_event.set(weakref.ref(event))
-    sent = [_put(source, name, state.to_bytes()) for name, state in states.items()]
-    sent.append(_put(source, (), orjson.dumps(watermark)))
+    sent = [_put(source, (epoch, *name), state.to_bytes()) for name, state in states.items()]
+    sent.append(_put(source, (epoch,), orjson.dumps(watermark)))
+    for key in former:
+        sent.append(table.send_changelog(source.partition, key, None, value_serializer="raw"))
+        del table.data[key]
     # Faust's own flush gives up after 0.1 s a message: wait for the deliveries themselves.
     # `wait` does not cancel those that are late: Faust sets their results all the same.
     delivered, late = await asyncio.wait(sent, timeout=timeout_s)
