@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from oracle import connect
 from parts import Worker, committed, until, verify
 
@@ -14,6 +15,7 @@ from k2.feeds.simulate import Simulation
 from k2.registry import open_registry
 from k2.schemas import TRADE_AVRO
 from k2.settings import Settings
+from k2.topics import REJECTS_TOPIC
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +24,7 @@ KEY = b"SIM.S00001"
 
 
 def test_undecodable_records_are_in_rejects_once_with_their_bytes(lake: Settings) -> None:
-    """One symbol's trades, and between them one value of each kind that cannot be decoded."""
+    """One value of each kind that cannot be decoded, among trades: in table and topic."""
     topic = lake.trades_topic("SIM")
     schema_id = open_registry(lake).register(f"{topic}-value", TRADE_AVRO)
     (table,) = Simulation(3, 1, GOOD)
@@ -63,3 +65,31 @@ def test_undecodable_records_are_in_rejects_once_with_their_bytes(lake: Settings
         verdicts = ["first"] + ["ok"] * (GOOD - 1)
         found = connection.execute(trades).fetchall()
         assert found == list(zip(range(1, GOOD + 1), verdicts, strict=True))
+    assert sorted(_on_topic(lake, len(wanted)), key=lambda each: each[3]) == wanted
+
+
+def _on_topic(lake: Settings, count: int) -> list[tuple[Any, ...]]:
+    """What stands on the topic of rejects: cause, place, raw key and value."""
+    consumer = Consumer(
+        {"bootstrap.servers": lake.broker, "group.id": "rejects", "auto.offset.reset": "earliest"}
+    )
+    partitions = range(lake.partitions)
+    consumer.assign([TopicPartition(REJECTS_TOPIC, partition, 0) for partition in partitions])
+    found: list[tuple[Any, ...]] = []
+
+    def there() -> bool:
+        found.extend(consumer.consume(100, 0.1))
+        return len(found) >= count
+
+    try:
+        until(there, 30, lambda: f"{count} records on {REJECTS_TOPIC}: {len(found)}")
+    finally:
+        consumer.close()
+    return [_told(message) for message in found]
+
+
+def _told(message: Message) -> tuple[Any, ...]:
+    said = {name: text.decode() for name, text in message.headers()}
+    place = said["k2-topic"], int(said["k2-partition"]), int(said["k2-offset"])
+    assert said["k2-detail"]
+    return said["k2-reason"], *place, message.key(), message.value()
