@@ -31,7 +31,7 @@ types: $(STAMP)
 
 # The machine should have nothing else to do: see docs/benchmarks.md.
 bench: $(STAMP)
-	@$(BIN)/python -m bench --trades $(TRADES) --faust-trades $(FAUST_TRADES) --runs $(RUNS)
+	@$(BIN)/python -m tests.bench --trades $(TRADES) --faust-trades $(FAUST_TRADES) --runs $(RUNS)
 
 setup: $(STAMP)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from bench.measure import CheckFailed, assigned_by_faust, check_table
 from k2.lake.catalog import ensure_tables, load_table, open_catalog, trades_name
 from k2.schemas import TRADES
 from k2.settings import Settings
+from tests.bench.measure import CheckFailed, assigned_by_faust, check_table
 
 
 def _table(folder: Path, offsets: list[int], verdicts: list[str]) -> Settings:

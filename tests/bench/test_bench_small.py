@@ -19,7 +19,7 @@ def test_small_benchmark_passes_its_checks(tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
     sizes = ["--trades", "20000", "--faust-trades", "2000", "--runs", "1"]
     done = subprocess.run(
-        [sys.executable, "-m", "bench", *sizes, "--json", str(file)],
+        [sys.executable, "-m", "tests.bench", *sizes, "--json", str(file)],
         cwd=ROOT,
         env={"TMPDIR": str(tmp_path)},
         capture_output=True,

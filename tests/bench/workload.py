@@ -8,7 +8,6 @@ from pathlib import Path
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from bench.wire import FAUST_TOPIC, PARTITIONS
 from k2.dev.broker import Embedded
 from k2.feeds.producer import produce
 from k2.feeds.simulate import Simulation
@@ -16,6 +15,7 @@ from k2.registry import open_registry
 from k2.schemas import TRADE_AVRO
 from k2.settings import Settings
 from k2.topics import ensure_topics
+from tests.bench.wire import FAUST_TOPIC, PARTITIONS
 
 __all__ = ["EXCHANGE", "Plan", "Workload"]
 

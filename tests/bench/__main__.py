@@ -1,4 +1,4 @@
-"""`python -m bench`: run all contestants, check their work, print the report."""
+"""`python -m tests.bench`: run all contestants, check their work, print the report."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from types import FrameType
 
 import click
 
-from bench.contestants import CONTESTANTS
-from bench.measure import CheckFailed, Place, Run
-from bench.report import Machine, as_json, as_text
-from bench.workload import Plan, Workload
 from k2.dev.broker import Embedded
 from k2.errors import K2Error
+from tests.bench.contestants import CONTESTANTS
+from tests.bench.measure import CheckFailed, Place, Run
+from tests.bench.report import Machine, as_json, as_text
+from tests.bench.workload import Plan, Workload
 
 
 @click.command()

@@ -17,7 +17,7 @@ from typing import Any
 import faust
 from fastavro import schemaless_reader
 
-from bench.wire import FAUST_TOPIC, PARTITIONS, SESSION_TIMEOUT_MS, frame, trade_schema
+from tests.bench.wire import FAUST_TOPIC, PARTITIONS, SESSION_TIMEOUT_MS, frame, trade_schema
 
 
 def _worker() -> Any:

@@ -37,8 +37,8 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from fastavro import schemaless_reader
 from pyiceberg.catalog import load_catalog
 
-from bench.wire import CONSUMER, MESSAGES, frame, trade_schema
 from k2.schemas import TRADES
+from tests.bench.wire import CONSUMER, MESSAGES, frame, trade_schema
 
 FLUSH_ROWS = 250_000
 FLUSH_AGE_S = 1.0

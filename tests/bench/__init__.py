@@ -1,6 +1,6 @@
 """How fast K2 is from Kafka to committed Iceberg, beside three others on the same trades.
 
-`python -m bench` (or `make bench`) runs, interleaved (run 1 of each, then run 2 of each, ...):
+`make bench` runs, interleaved (run 1 of each, then run 2 of each, ...):
 
 - K2: a real `k2 worker`: decode, sequence check, sort, commit;
 - loop: a hand-written consumer with fastavro, pyarrow and pyiceberg, tuned, same table;

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from confluent_kafka import Consumer, TopicPartition
 
-from bench.wire import CONSUMER, MESSAGES
+from tests.bench.wire import CONSUMER, MESSAGES
 
 
 def main() -> None:

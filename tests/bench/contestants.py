@@ -6,7 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import fields
 
-from bench.measure import (
+from k2.dev.broker import free_port
+from k2.dev.stack import init
+from k2.lake.catalog import ensure_tables, load_table, open_catalog, trades_name
+from k2.registry import open_registry
+from k2.schemas import TRADE_AVRO
+from k2.settings import Settings
+from tests.bench.measure import (
     CheckFailed,
     Place,
     Process,
@@ -16,14 +22,8 @@ from bench.measure import (
     await_result,
     check_table,
 )
-from bench.wire import PARTITIONS, SESSION_TIMEOUT_MS
-from bench.workload import EXCHANGE, Workload
-from k2.dev.broker import free_port
-from k2.dev.stack import init
-from k2.lake.catalog import ensure_tables, load_table, open_catalog, trades_name
-from k2.registry import open_registry
-from k2.schemas import TRADE_AVRO
-from k2.settings import Settings
+from tests.bench.wire import PARTITIONS, SESSION_TIMEOUT_MS
+from tests.bench.workload import EXCHANGE, Workload
 
 __all__ = ["CONTESTANTS", "K2", "LIMIT", "LOOP", "STOCK_FAUST"]
 
@@ -93,7 +93,8 @@ def _loop(workload: Workload, place: Place) -> Run:
     ).commit_transaction()
     noted = place.folder / "assigned.json"
     argv = [
-        "-m", "bench.loop", workload.broker, place.group, workload.topic, str(workload.schema_id),
+        "-m", "tests.bench.loop",
+        workload.broker, place.group, workload.topic, str(workload.schema_id),
         str(place.folder), str(noted),
     ]  # fmt: skip
     trades = workload.plan.trades
@@ -122,7 +123,7 @@ def _stock_faust(workload: Workload, place: Place) -> Run:
         "BENCH_SCHEMA_ID": str(workload.schema_id),
         "BENCH_PORT": str(free_port()),
     }
-    with Process(STOCK_FAUST, ["-m", "bench.stock_faust"], place, env) as process:
+    with Process(STOCK_FAUST, ["-m", "tests.bench.stock_faust"], place, env) as process:
         found = await_result(process, result, PATIENCE_S + trades / FAUST_RATE_MIN)
         process.finish()
         assigned = assigned_by_faust(process.child.log)
@@ -142,7 +143,8 @@ def _limit(workload: Workload, place: Place) -> Run:
     place.folder.mkdir(parents=True)
     result = place.folder / "result.json"
     argv = [
-        "-m", "bench.limit", workload.broker, place.group, workload.topic, str(trades), str(result),
+        "-m", "tests.bench.limit",
+        workload.broker, place.group, workload.topic, str(trades), str(result),
     ]  # fmt: skip
     with Process(LIMIT, argv, place, {}) as process:
         found = await_result(process, result, PATIENCE_S + trades / RATE_MIN)

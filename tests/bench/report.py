@@ -12,10 +12,10 @@ from typing import Any
 
 import psutil
 
-from bench.contestants import K2, LOOP, STOCK_FAUST
-from bench.measure import Run
-from bench.wire import PARTITIONS, SESSION_TIMEOUT_MS
-from bench.workload import Plan
+from tests.bench.contestants import K2, LOOP, STOCK_FAUST
+from tests.bench.measure import Run
+from tests.bench.wire import PARTITIONS, SESSION_TIMEOUT_MS
+from tests.bench.workload import Plan
 
 __all__ = ["DOUBTS", "Line", "Machine", "as_json", "as_text", "lines"]
 
@@ -37,7 +37,7 @@ DOUBTS = (
     "The stream is clean (no gaps, duplicates, bad records) and not compressed, and the "
     "producer's record batches are large: K2's fast path. Small or compressed batches cost more.",
     "Stock Faust gets fewer trades and rates are compared; it writes no Iceberg.",
-    "The loop does less than K2 (see bench/loop.py): no exactly once, no restart of the "
+    "The loop does less than K2 (see tests/bench/loop.py): no exactly once, no restart of the "
     "sequence state, no rejects.",
     "The catalog is looked at every 5 ms and Faust's log has milliseconds: +- 10 ms a run.",
     "Other work on the machine shows in the load average and in the spread. It takes most from "
