@@ -28,7 +28,14 @@ from k2 import metrics
 from k2.app import App
 from k2.buffer import Buffer, Taken
 from k2.codec import Decoder
-from k2.errors import BrokerUnavailable, Fenced, K2Error, LogTruncated
+from k2.errors import (
+    BrokerUnavailable,
+    CatalogUnavailable,
+    CommitFailed,
+    Fenced,
+    K2Error,
+    LogTruncated,
+)
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source
 from k2.sequence import Rules, SymbolState
@@ -38,6 +45,8 @@ __all__ = ["Ingest"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+RETRY_S = 1.0
 
 
 @dataclass(slots=True)
@@ -88,6 +97,7 @@ class Ingest:
         self._buffer = self._new_buffer()
         self._seek = 0
         self.started = False
+        self.trouble = ""  # why nothing can be committed now
 
     def _new_buffer(self) -> Buffer[TP]:
         settings = self.settings
@@ -108,8 +118,8 @@ class Ingest:
         self._drop()
         self._seek = seek
         cluster = await asyncio.to_thread(self._cluster)
-        trades = await self._in_lake(self._trades.offsets)
-        rejects = await self._in_lake(self._rejects.offsets)
+        trades = await self._patiently(self._trades.offsets)
+        rejects = await self._patiently(self._rejects.offsets)
         sources = {tp: Source(cluster, tp.topic, tp.partition) for tp in tps}
         states, keys = sequences.load(set(sources.values()))
         starts = await self.app.consumer.earliest_offsets(*tps) if tps else {}
@@ -273,8 +283,7 @@ class Ingest:
             # Rejects first: the trades' offset says that everything below it is in one of both.
             await publish(self.app, taken.rejects)
             moved = [(p, end) for p, end in owned if end > (p.rejects_at or 0)]
-            await self._in_lake(
-                _append,
+            await self._append(
                 self._rejects,
                 taken.rejects,
                 {p.source: p.rejects_at for p, _ in moved},
@@ -284,8 +293,7 @@ class Ingest:
                 partition.rejects_at = end
         moved = [(p, end) for p, end in owned if end > (p.trades_at or 0)]
         if moved:
-            await self._in_lake(
-                _append,
+            await self._append(
                 self._trades,
                 taken.trades,
                 {p.source: p.trades_at for p, _ in moved},
@@ -295,6 +303,39 @@ class Ingest:
                 partition.trades_at = end
             metrics.commit_seconds.observe(time.monotonic() - started)
             metrics.commit_timestamp_seconds.set_to_current_time()
+
+    async def _append(
+        self,
+        sink: Sink,
+        tables: list[pa.Table],
+        expected: dict[Source, int | None],
+        advance: dict[Source, int],
+    ) -> None:
+        """Write and commit; without rows the commit only moves the offsets.
+
+        A catalog or a disk that fails is waited for: what is in hand is kept, and as the buffer
+        is bounded, fetching waits too.
+
+        Raises:
+            Fenced: another worker owns a partition.
+        """
+        files = []
+        if tables:
+            files = await self._patiently(lambda: sink.write(pa.concat_tables(tables)))
+        await self._patiently(lambda: sink.commit(files, expected, advance))
+
+    async def _patiently(self, call: Callable[[], T]) -> T:
+        """Run `call` in the lake's thread until catalog and warehouse let it succeed."""
+        while True:
+            try:
+                result = await self._in_lake(call)
+            except (CatalogUnavailable, CommitFailed) as exc:
+                self.trouble = str(exc)
+                log.error("trying on: %s", exc)  # noqa: TRY400 - expected, a trace says nothing
+                await asyncio.sleep(RETRY_S)
+            else:
+                self.trouble = ""
+                return result
 
     async def _checkpoint(
         self,
@@ -339,14 +380,3 @@ class Ingest:
 
     async def _in_lake(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._lake, call, *args)
-
-
-def _append(
-    sink: Sink,
-    tables: list[pa.Table],
-    expected: dict[Source, int | None],
-    advance: dict[Source, int],
-) -> int:
-    """Write and commit; without rows the commit only moves the offsets. Runs in a thread."""
-    files = sink.write(pa.concat_tables(tables)) if tables else []
-    return sink.commit(files, expected, advance)

@@ -14,12 +14,14 @@ __all__: list[str] = []
 
 
 def ready() -> tuple[bool, dict[str, Any]]:
-    """Ready: partitions are assigned and read from where Iceberg ends."""
+    """Ready: partitions are assigned, read from where Iceberg ends, and can be committed."""
     reasons = {}
     if app.rebalancing:
         reasons["group"] = "rebalancing"
     elif not ingest.started:
         reasons["group"] = "waiting for an assignment"
+    if ingest.trouble:
+        reasons["lake"] = ingest.trouble
     return not reasons, reasons
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from parts import QUICK
 
 from k2.dev.broker import Embedded
 from k2.dev.stack import init
 from k2.settings import Settings
+from tests.integration.parts import QUICK
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-from parts import iceberg
 
 from k2.feeds.simulate import Journal
 from k2.settings import Settings
+from tests.integration.parts import iceberg
 
 FIELDS = (
     "exchange", "symbol", "sequence", "ts_event", "ts_recv", "price", "size", "side", "trade_id",

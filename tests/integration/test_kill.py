@@ -6,11 +6,11 @@ import random
 import time
 
 import pytest
-from oracle import check
-from parts import Feed, Worker, committed, until, verify
 
 from k2.feeds.simulate import Simulation
 from k2.settings import Settings
+from tests.integration.oracle import check
+from tests.integration.parts import Feed, Worker, committed, until, verify
 
 pytestmark = pytest.mark.slow
 

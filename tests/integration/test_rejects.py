@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
-from oracle import connect
-from parts import Worker, committed, until, verify
 
 from k2.codec import encode
 from k2.feeds.simulate import Simulation
@@ -16,6 +14,8 @@ from k2.registry import open_registry
 from k2.schemas import TRADE_AVRO
 from k2.settings import Settings
 from k2.topics import REJECTS_TOPIC
+from tests.integration.oracle import connect
+from tests.integration.parts import Worker, committed, until, verify
 
 pytestmark = pytest.mark.slow
 

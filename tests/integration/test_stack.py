@@ -14,12 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from oracle import connect
-from parts import committed, environment, get, k2, metric, rows_of, until
 
 from k2.dev.broker import free_port
 from k2.dev.children import Child
 from k2.settings import Settings
+from tests.integration.oracle import connect
+from tests.integration.parts import committed, environment, get, k2, metric, rows_of, until
 
 pytestmark = pytest.mark.slow
 

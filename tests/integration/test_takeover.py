@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from oracle import check
-from parts import Feed, Worker, committed, until, verify
 
 from k2.feeds.simulate import Simulation
 from k2.settings import Settings
+from tests.integration.oracle import check
+from tests.integration.parts import Feed, Worker, committed, until, verify
 
 pytestmark = pytest.mark.slow
 

@@ -6,17 +6,17 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from k2.lake.offsets import Source
 from k2.sequence import SymbolState
 
 SOURCE = Source("c", "market.trades.sim", 2)
-PREFIX = "c/market.trades.sim/2/"
 
 
 def state(last: int) -> SymbolState:
-    return SymbolState(last, [], 0, session=1, last_ts=last, offset=last)
+    return SymbolState(1, last, [], 0, session=1, last_ts=last, offset=last)
 
 
 @pytest.fixture
@@ -29,10 +29,10 @@ def sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def put(sequences: Any, epoch: str, watermark: int | None, **lasts: int) -> None:
     for symbol, last in lasts.items():
-        key = f"{PREFIX}{epoch}/SIM.{symbol.replace('_', '/')}"
-        sequences.table[key.encode()] = state(last).to_bytes()
+        key = orjson.dumps((*SOURCE, epoch, "SIM", symbol.replace("_", "/")))
+        sequences.table[key] = state(last).to_bytes()
     if watermark is not None:
-        sequences.table[f"{PREFIX}{epoch}/".encode()] = str(watermark).encode()
+        sequences.table[orjson.dumps((*SOURCE, epoch))] = str(watermark).encode()
 
 
 def test_late_records_of_a_former_owner_change_nothing(sequences: Any) -> None:

@@ -1,0 +1,130 @@
+"""Fault points: named places in a worker at which it dies, fails or waits.
+
+K2 itself knows nothing of them. A worker started as `python -m tests.chaos.worker` has the methods
+at those places wrapped; every other worker runs the code as it is installed.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import faust.stores.rocksdb
+import pyarrow.parquet as pq
+from k2.agents.ingest import Ingest
+from k2.tables import sequences
+from pyiceberg.catalog import Catalog
+from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.io.pyarrow import PyArrowFile
+from pyiceberg.table.update.snapshot import _MergeAppendFiles
+
+from k2.lake.commit import Sink
+from k2.transport.consumer import BatchConsumer
+
+__all__ = ["ACTIONS", "POINTS", "arm"]
+
+#: Name: (owner, method, before or after it). In the order of a batch's way.
+POINTS: dict[str, tuple[Any, str, str]] = {
+    "after fetch": (Ingest, "put", "before"),
+    "after sequence check": (Ingest, "_accept", "before"),
+    "mid-Parquet": (pq.ParquetWriter, "write_table", "after"),
+    "after Parquet": (Sink, "write", "after"),
+    "after manifest": (_MergeAppendFiles, "commit", "after"),
+    "before swap": (Catalog, "_write_metadata", "after"),
+    "after swap": (SqlCatalog, "commit_table", "after"),
+    "mid-table-flush": (sequences, "_put", "after"),
+    "after table flush": (sequences, "checkpoint", "after"),
+    "before ack": (BatchConsumer, "durable", "before"),
+    "after ack": (BatchConsumer, "commit_and_end_transactions", "after"),
+    "in recovery": (faust.stores.rocksdb.Store, "apply_changelog_batch", "after"),
+    "at assignment": (sequences, "load", "after"),
+    "before drain": (Ingest, "drain", "before"),
+    "after drain": (Ingest, "drain", "after"),
+    "at file": (PyArrowFile, "create", "before"),
+    "at swap": (SqlCatalog, "commit_table", "before"),
+}
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _disk_full() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _conflict() -> None:
+    raise CommitFailedException("another writer was first")
+
+
+def _lost_answer() -> None:
+    raise ConnectionError("the catalog's answer was lost")
+
+
+def _slow() -> None:
+    time.sleep(2.0)
+
+
+#: What happens there; all but `kill` and `slow` are errors that the worker has to get over.
+ACTIONS: dict[str, Callable[[], None]] = {
+    "kill": _kill,
+    "disk full": _disk_full,
+    "conflict": _conflict,
+    "lost answer": _lost_answer,
+    "slow": _slow,
+}
+
+
+def arm(point: str, first: int, times: int, action: str, mark: Path) -> None:
+    """Do `action` from the `first` time (from 1) on that the point is passed, `times` times.
+
+    Each of them appends a line to `mark`, before it happens.
+    """
+    owner, name, where = POINTS[point]
+    stock = getattr(owner, name)
+    act = ACTIONS[action]
+    passed = 0
+
+    def hit() -> None:
+        nonlocal passed
+        passed += 1
+        if first <= passed < first + times:
+            with mark.open("a") as file:
+                file.write(f"{passed}\n")
+            act()
+
+    if _is_async(stock):
+
+        @functools.wraps(stock)
+        async def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if where == "before":
+                hit()
+                return await stock(*args, **kwargs)
+            result = await stock(*args, **kwargs)
+            hit()
+            return result
+
+    else:
+
+        @functools.wraps(stock)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if where == "before":
+                hit()
+                return stock(*args, **kwargs)
+            result = stock(*args, **kwargs)
+            hit()
+            return result
+
+    static = isinstance(vars(owner).get(name), staticmethod)
+    setattr(owner, name, staticmethod(wrapped) if static else wrapped)
+
+
+def _is_async(function: Any) -> bool:
+    return bool(getattr(function, "__code__", None)) and bool(function.__code__.co_flags & 0x80)

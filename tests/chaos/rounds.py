@@ -1,0 +1,218 @@
+"""One round: a stream with faults in it, a worker to which something happens, and the oracle."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from k2.dev.broker import Embedded
+from k2.dev.children import Child
+from k2.dev.stack import init
+from k2.errors import ChildDied
+from k2.feeds.simulate import Simulation
+from k2.settings import Settings
+from tests.integration.oracle import check
+from tests.integration.parts import QUICK, Feed, Worker, committed, environment, until, verify
+
+__all__ = ["FAULTS", "Fault", "Outcome", "run"]
+
+TRADES = 60_000
+RATE = 20_000.0
+DONE_S = 90.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """`action` at `point`, `times` times, from a seeded one of the first `within` on."""
+
+    name: str
+    point: str
+    action: str = "kill"
+    within: int = 6
+    times: int = 1
+    scene: str = "alone"  # what has to happen for the point to be passed: see `_Round`
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of one round."""
+
+    fault: str
+    rows: int = 0
+    wrong: str = ""
+    recovery_s: float = 0.0  # from the fault (a death: from the restart) to the last row
+
+
+FAULTS = (
+    Fault("killed after fetch", "after fetch"),
+    Fault("killed after sequence check", "after sequence check"),
+    Fault("killed mid-Parquet", "mid-Parquet"),
+    Fault("killed after Parquet", "after Parquet"),
+    Fault("killed after manifest", "after manifest"),
+    Fault("killed before swap", "before swap"),
+    Fault("killed after swap", "after swap"),
+    Fault("killed mid-table-flush", "mid-table-flush", within=300),
+    Fault("killed after table flush", "after table flush"),
+    Fault("killed before ack", "before ack"),
+    Fault("killed after ack", "after ack", within=2, scene="terminated"),
+    Fault("killed at assignment", "at assignment", within=1),
+    Fault("killed in recovery", "in recovery", within=1, scene="moved"),
+    Fault("killed in a rebalance", "after drain", within=1, scene="joined"),
+    Fault("killed in shutdown", "before drain", within=1, scene="terminated"),
+    Fault("disk full", "at file", "disk full", times=3),
+    Fault("catalog conflicts", "at swap", "conflict", times=4),
+    Fault("catalog's answers lost", "after swap", "lost answer", times=3),
+    Fault("catalog slow", "at swap", "slow", times=2),
+)
+
+
+class ChaosWorker(Worker):
+    """A worker with a fault armed, or without one of its guards."""
+
+    def __init__(self, settings: Settings, name: str, chaos: dict[str, str]) -> None:
+        self._chaos = chaos
+        super().__init__(settings, name)
+
+    def _new(self) -> Child:
+        argv = [sys.executable, "-m", "tests.chaos.worker", "worker"]
+        env = environment(self.settings, **self._chaos)
+        return Child(f"worker-{self.settings.worker}", argv, env, self._log)
+
+
+@contextmanager
+def lake(folder: Path) -> Iterator[Settings]:
+    """A broker, topics and tables of their own; small fetches, so that commits are many."""
+    with Embedded(folder) as broker:
+        settings = Settings(
+            data=folder,
+            broker=broker.address,
+            exchanges="SIM",
+            fetch_bytes_max=128 * 1024,
+            buffer_rows_max=5_000,
+            **QUICK,
+        )
+        init(settings)
+        yield settings
+
+
+def run(fault: Fault, seed: int, without: str = "") -> Outcome:
+    """Let the fault happen in mid-stream, go on as an operator would, and ask the oracle.
+
+    Args:
+        without: a guard to take out of every worker, for the mutation check.
+    """
+    outcome = Outcome(fault.name)
+    folder = Path(tempfile.mkdtemp(prefix="k2-chaos-"))
+    try:
+        with lake(folder) as settings:
+            _Round(fault, seed, settings, without, outcome).play()
+    except (AssertionError, ChildDied) as exc:
+        outcome.wrong = str(exc).strip() or "?"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return outcome
+
+
+class _Round:
+    def __init__(
+        self, fault: Fault, seed: int, settings: Settings, without: str, outcome: Outcome
+    ) -> None:
+        rng = random.Random(f"{fault.name} {seed}")
+        self.fault, self.settings, self.outcome = fault, settings, outcome
+        self.mark = settings.data / "hit"
+        self.simulation = Simulation(
+            rng.randrange(2**32), 50, TRADES, gaps=30, duplicates=40, late=30, resets=4
+        )
+        self.workers: list[ChaosWorker] = []
+        self.guard = {"CHAOS_WITHOUT": without} if without else {}
+        self.armed = {
+            "CHAOS_POINT": fault.point,
+            "CHAOS_ACTION": fault.action,
+            "CHAOS_FIRST": str(rng.randint(1, fault.within)),
+            "CHAOS_TIMES": str(fault.times),
+            "CHAOS_MARK": str(self.mark),
+        }
+
+    def play(self) -> None:
+        journal, stream = self.simulation.journal, list(self.simulation)
+        total = sum(journal.rows.values())
+        topic = self.settings.trades_topic("SIM")
+        try:
+            with Feed(stream, topic, self.settings, RATE) as feed:
+                hit_at, worker = getattr(self, f"_{self.fault.scene}")()
+                self._await(lambda: committed(self.settings) >= total, worker, "all rows")
+                assert feed.done.result(timeout=60).count == journal.sent
+            self.outcome.recovery_s = time.monotonic() - hit_at
+            worker.terminate()
+        finally:
+            for each in self.workers:
+                each.child.signal(signal.SIGKILL)
+                each.child.stop(0.0)
+        self.outcome.rows = total
+        verify(self.settings)
+        check(self.settings, stream, journal)
+
+    # -- scenes: each returns when the fault was over, and the worker that goes on
+
+    def _alone(self) -> tuple[float, Worker]:
+        victim = self._start("a", armed=True)
+        if self.fault.action == "kill":
+            self._await_death(victim)
+            return time.monotonic(), self._start("a")
+        self._await(lambda: self._hits() == self.fault.times, victim, "the fault")
+        return time.monotonic(), victim
+
+    def _terminated(self) -> tuple[float, Worker]:
+        victim = self._start("a", armed=True)
+        self._await_some(victim)
+        victim.child.signal(signal.SIGTERM)
+        self._await_death(victim)
+        return time.monotonic(), self._start("a")
+
+    def _moved(self) -> tuple[float, Worker]:
+        """A worker with an empty folder: its tables come from the changelog."""
+        before = self._start("a")
+        self._await_some(before)
+        before.terminate()
+        self._await_death(self._start("b", armed=True))
+        return time.monotonic(), self._start("b")
+
+    def _joined(self) -> tuple[float, Worker]:
+        """Another worker joins, which takes partitions from the first one."""
+        victim = self._start("a", armed=True)
+        self._await_some(victim)
+        other = self._start("b")
+        self._await_death(victim)
+        return time.monotonic(), other
+
+    def _start(self, name: str, *, armed: bool = False) -> ChaosWorker:
+        chaos = {**self.guard, **self.armed} if armed else self.guard
+        worker = ChaosWorker(self.settings, name, chaos)
+        self.workers.append(worker)
+        worker.start()
+        return worker
+
+    def _hits(self) -> int:
+        return len(self.mark.read_text().splitlines()) if self.mark.exists() else 0
+
+    def _await_death(self, victim: Worker) -> None:
+        until(lambda: victim.child.poll() is not None, DONE_S, lambda: f"dead: {victim.tail()}")
+        assert self._hits(), f"it died of something else: {victim.tail()}"
+
+    def _await_some(self, worker: Worker) -> None:
+        self._await(lambda: committed(self.settings) > 0, worker, "a first commit")
+
+    def _await(self, condition: Callable[[], bool], worker: Worker, what: str) -> None:
+        def holds() -> bool:
+            worker.child.check()
+            return condition()
+
+        until(holds, DONE_S, lambda: f"{what}; {worker.tail()}")
