@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import os
 import signal
 import time
@@ -19,7 +20,6 @@ import faust.stores.rocksdb
 import pyarrow.parquet as pq
 from k2.agents.ingest import Ingest
 from k2.tables import sequences
-from pyiceberg.catalog import Catalog
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.io.pyarrow import PyArrowFile
@@ -37,7 +37,7 @@ POINTS: dict[str, tuple[Any, str, str]] = {
     "mid-Parquet": (pq.ParquetWriter, "write_table", "after"),
     "after Parquet": (Sink, "write", "after"),
     "after manifest": (_MergeAppendFiles, "commit", "after"),
-    "before swap": (Catalog, "_write_metadata", "after"),
+    "before swap": (SqlCatalog, "_write_metadata", "after"),
     "after swap": (SqlCatalog, "commit_table", "after"),
     "mid-table-flush": (sequences, "_put", "after"),
     "after table flush": (sequences, "checkpoint", "after"),
@@ -100,7 +100,7 @@ def arm(point: str, first: int, times: int, action: str, mark: Path) -> None:
                 file.write(f"{passed}\n")
             act()
 
-    if _is_async(stock):
+    if inspect.iscoroutinefunction(stock):
 
         @functools.wraps(stock)
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -122,9 +122,5 @@ def arm(point: str, first: int, times: int, action: str, mark: Path) -> None:
             hit()
             return result
 
-    static = isinstance(vars(owner).get(name), staticmethod)
+    static = isinstance(inspect.getattr_static(owner, name), staticmethod)
     setattr(owner, name, staticmethod(wrapped) if static else wrapped)
-
-
-def _is_async(function: Any) -> bool:
-    return bool(getattr(function, "__code__", None)) and bool(function.__code__.co_flags & 0x80)

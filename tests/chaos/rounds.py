@@ -24,8 +24,9 @@ from tests.integration.parts import QUICK, Feed, Worker, committed, environment,
 
 __all__ = ["FAULTS", "Fault", "Outcome", "run"]
 
+#: So slow that a worker starts well before the end.
 TRADES = 60_000
-RATE = 20_000.0
+RATE = 4_000.0
 DONE_S = 90.0
 
 
@@ -151,6 +152,7 @@ class _Round:
                 self._await(lambda: committed(self.settings) >= total, worker, "all rows")
                 assert feed.done.result(timeout=60).count == journal.sent
             self.outcome.recovery_s = time.monotonic() - hit_at
+            worker.await_ready()
             worker.terminate()
         finally:
             for each in self.workers:
