@@ -8,7 +8,7 @@ TRADES ?= 2000000
 FAUST_TRADES ?= 60000
 RUNS ?= 3
 
-.PHONY: demo test lint types bench setup
+.PHONY: demo test lint types bench chaos setup
 
 # The main job on show; `make demo ONCE=1` ends by itself, with exit code 0 if all was found right.
 demo: $(STAMP)
@@ -32,6 +32,12 @@ types: $(STAMP)
 # The machine should have nothing else to do: see docs/benchmarks.md.
 bench: $(STAMP)
 	@$(BIN)/python -m tests.bench --trades $(TRADES) --faust-trades $(FAUST_TRADES) --runs $(RUNS)
+
+# Every fault that is known, ROUNDS times each, and what was lost or doubled: nothing, one hopes.
+SEED ?= 1
+ROUNDS ?= 1
+chaos: $(STAMP)
+	@$(BIN)/python -m tests.chaos --seed $(SEED) --rounds $(ROUNDS)
 
 setup: $(STAMP)
 

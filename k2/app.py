@@ -82,7 +82,7 @@ def create_app(settings: Settings) -> App:
         broker=";".join(f"k2://{address.strip()}" for address in settings.broker.split(",")),
         autodiscover=["k2.agents", "k2.web"],
         origin="k2",
-        store="rocksdb://",
+        store="k2://",
         datadir=str(tables / settings.worker),
         topic_partitions=settings.partitions,
         topic_replication_factor=settings.replication,

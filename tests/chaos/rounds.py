@@ -32,10 +32,13 @@ DONE_S = 90.0
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`action` at `point`, `times` times, from a seeded one of the first `within` on."""
+    """`action` at `point`, `times` times, from a seeded one of the first `within` on.
+
+    Without a point, the scene itself is the fault.
+    """
 
     name: str
-    point: str
+    point: str = ""
     action: str = "kill"
     within: int = 6
     times: int = 1
@@ -68,6 +71,10 @@ FAULTS = (
     Fault("killed in recovery", "in recovery", within=1, scene="moved"),
     Fault("killed in a rebalance", "after drain", within=1, scene="joined"),
     Fault("killed in shutdown", "before drain", within=1, scene="terminated"),
+    Fault("frozen, then woken", scene="frozen"),
+    Fault("workers come and go", scene="storm"),
+    Fault("state folder lost", scene="lost_folder"),
+    Fault("state folder corrupt", scene="corrupt_folder"),
     Fault("disk full", "at file", "disk full", times=3),
     Fault("catalog conflicts", "at swap", "conflict", times=4),
     Fault("catalog's answers lost", "after swap", "lost answer", times=3),
@@ -134,13 +141,18 @@ class _Round:
         )
         self.workers: list[ChaosWorker] = []
         self.guard = {"CHAOS_WITHOUT": without} if without else {}
-        self.armed = {
-            "CHAOS_POINT": fault.point,
-            "CHAOS_ACTION": fault.action,
-            "CHAOS_FIRST": str(rng.randint(1, fault.within)),
-            "CHAOS_TIMES": str(fault.times),
-            "CHAOS_MARK": str(self.mark),
-        }
+        self.rng = rng
+        self.armed = (
+            {}
+            if not fault.point
+            else {
+                "CHAOS_POINT": fault.point,
+                "CHAOS_ACTION": fault.action,
+                "CHAOS_FIRST": str(rng.randint(1, fault.within)),
+                "CHAOS_TIMES": str(fault.times),
+                "CHAOS_MARK": str(self.mark),
+            }
+        )
 
     def play(self) -> None:
         journal, stream = self.simulation.journal, list(self.simulation)
@@ -194,6 +206,51 @@ class _Round:
         other = self._start("b")
         self._await_death(victim)
         return time.monotonic(), other
+
+    def _frozen(self) -> tuple[float, Worker]:
+        """One of two is stopped for longer than its session, with rows in hand, and goes on."""
+        victim, other = self._start("a"), self._start("b")
+        for worker in (victim, other):
+            worker.await_ready()
+            self._await(lambda: worker.ingested() > 0, worker, "a share")  # noqa: B023
+        victim.child.signal(signal.SIGSTOP)
+        before = other.ingested()
+        # Its session is over when the other one has read what was the frozen one's share.
+        time.sleep(2 * self.settings.session_timeout_ms / 1000)
+        self._await(lambda: other.ingested() > before, other, "a take-over")
+        victim.child.signal(signal.SIGCONT)
+        return time.monotonic(), other
+
+    def _storm(self) -> tuple[float, Worker]:
+        """Workers join, leave and die, one at a time, faster than the group settles."""
+        steady = self._start("a")
+        for number in range(3):
+            passing = self._start(f"passing-{number}")
+            time.sleep(self.rng.uniform(3.0, 7.0))
+            passing.child.signal(self.rng.choice((signal.SIGTERM, signal.SIGKILL)))
+        return time.monotonic(), steady
+
+    def _lost_folder(self) -> tuple[float, Worker]:
+        return self._without_folder(shutil.rmtree)
+
+    def _corrupt_folder(self) -> tuple[float, Worker]:
+        return self._without_folder(self._corrupt)
+
+    def _without_folder(self, harm: Callable[[Path], None]) -> tuple[float, Worker]:
+        before = self._start("a")
+        self._await_some(before)
+        before.kill()
+        harm(self.settings.data / "tables" / "a")
+        return time.monotonic(), self._start("a")
+
+    def _corrupt(self, folder: Path) -> None:
+        """Overwrite the middle of every file of RocksDB's."""
+        for path in folder.rglob("*"):
+            if path.is_file() and path.stat().st_size > 16:
+                data = bytearray(path.read_bytes())
+                at = len(data) // 2
+                data[at : at + 8] = self.rng.randbytes(8)
+                path.write_bytes(data)
 
     def _start(self, name: str, *, armed: bool = False) -> ChaosWorker:
         chaos = {**self.guard, **self.armed} if armed else self.guard

@@ -1,0 +1,41 @@
+"""Faust's RocksDB store, which throws a broken database away: the changelog has it all."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from typing import Any
+
+from faust.stores.rocksdb import Store as RocksDBStore
+
+__all__ = ["Store"]
+
+log = logging.getLogger(__name__)
+
+
+class Store(RocksDBStore):
+    """Opens a partition's database only if all of it can be read.
+
+    A block that fails its checksum would otherwise end the worker at its first read, and again
+    after every restart.
+    """
+
+    def _open_for_partition(self, partition: int) -> Any:
+        path = self.partition_path(partition)
+        db = None
+        try:
+            db = super()._open_for_partition(partition)
+            for _ in db.items():
+                pass
+        except Exception as exc:  # RocksDB's errors are plain ones
+            if db is None and "lock" in repr(exc).lower():
+                raise  # another process has it open: Faust tries again
+            log.error(  # noqa: TRY400 - expected, a trace says nothing
+                "%s: cannot be read, to be rebuilt from the changelog: %s", path, exc
+            )
+        else:
+            return db
+        if db is not None:
+            db.close()
+        shutil.rmtree(path, ignore_errors=True)
+        return super()._open_for_partition(partition)
