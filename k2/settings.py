@@ -95,7 +95,8 @@ class Settings:
             value, low, high = getattr(self, spec.name), spec.metadata["low"], spec.metadata["high"]
             if low is not None and not low <= value <= high:
                 raise SettingError(
-                    f"{spec.name}: {value} is outside {low}..{high} {spec.metadata['unit']}"
+                    f"K2_{spec.name.upper()}: {value} is outside {low}..{high}"
+                    f" (in {spec.metadata['unit']})"
                 )
         if self.shutdown_timeout_ms >= self.session_timeout_ms:
             raise SettingError(
@@ -147,7 +148,8 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
             continue
         name = variable[3:].lower()
         if name not in known:
-            raise SettingError(f"{variable}: no such setting; known: {', '.join(sorted(known))}")
+            all_names = ", ".join(f"K2_{each.upper()}" for each in sorted(known))
+            raise SettingError(f"{variable}: no such setting; known: {all_names}")
         values[name] = _parse(variable, text, type(known[name].default))
     values.update((name, value) for name, value in overrides.items() if value is not None)
     return Settings(**values)
@@ -157,4 +159,4 @@ def _parse(variable: str, text: str, kind: type) -> Any:
     try:
         return kind(text)
     except ValueError as exc:
-        raise SettingError(f"{variable}: {text!r} is not {kind.__name__}") from exc
+        raise SettingError(f"{variable}: {text!r} is not a whole number") from exc

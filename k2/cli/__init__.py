@@ -27,18 +27,23 @@ COMMANDS = {
 }
 
 
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
 class Commands(click.Group):
     """A group that imports a command when it is used.
 
-    An error of K2's own is one line on stderr and exit code 2.
+    An error of K2's own is one line on stderr and exit code 2; Ctrl-C is quiet.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except K2Error as exc:
-            click.echo(f"k2: {type(exc).__name__}: {exc}", err=True)
+            click.echo(f"k2: {exc}", err=True)
             ctx.exit(2)
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)

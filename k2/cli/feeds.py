@@ -50,13 +50,16 @@ def load(
     """Load trade FILEs of one symbol into the exchange's topic.
 
     Every FILE is read before the first trade is sent. Bad rows are listed as file:line: reason and
-    left out; the rest is sent, and the exit code is 1.
+    left out; the rest is sent, and the exit code is 1. A row's number within its day is its
+    sequence: a bad row shows as a gap, which the repaired file fills when it is loaded again. Name
+    all FILEs of a day at once, in their order.
     """
     settings = load_settings()
     tables: list[pa.Table] = []
     bad: list[BadRow] = []
+    rows_before: dict[str, int] = {}
     for path in files:
-        table, rejected = read_trades(path, symbol, exchange)
+        table, rejected = read_trades(path, symbol, exchange, rows_before)
         tables.append(table)
         bad += rejected
     total = sum(table.num_rows for table in tables)
@@ -65,7 +68,8 @@ def load(
     for row in bad[:BAD_ROWS_SHOWN]:
         click.echo(f"{row.file}:{row.line}: {row.reason}", err=True)
     if bad:
-        click.echo(f"{len(bad)} bad rows left out, the first {BAD_ROWS_SHOWN} shown", err=True)
+        shown = f", the first {BAD_ROWS_SHOWN} shown" if len(bad) > BAD_ROWS_SHOWN else ""
+        click.echo(f"bad rows left out: {len(bad)}{shown}", err=True)
     _summary(done, topic, as_json, {"bad_rows": len(bad), "files": len(files)})
     if bad:
         sys.exit(1)
@@ -112,8 +116,9 @@ def simulate(
 ) -> None:
     """Make up a trading day and send it to the exchange's topic.
 
-    Equal options give equal trades: sending a day twice gives duplicates. Faults are injected on
-    request, and the journal says exactly what K2 has to find.
+    Equal options give equal trades: sending a day twice gives duplicates, and so does another day
+    of the same exchange and date, whose symbols and sequences are the same. Faults are injected on
+    request, and the journal says exactly what K2 has to find in an empty topic.
     """
     day = (date or dt.datetime.now(dt.UTC)).date()
     settings = load_settings()

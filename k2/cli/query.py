@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -30,7 +29,6 @@ __all__ = ["bars", "status", "trades"]
 LIMIT_SHOWN = 20
 #: A table is not cut to the terminal's width: a digit less would be another price.
 WIDTH_MAX = 1000
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _LOOK_EVERY_S = 0.1
 _STOP_EVERY_S = 0.02
 
@@ -175,8 +173,6 @@ def _engine() -> Iterator[tuple[Engine, Stop]]:
         if isinstance(exc.__cause__, NoSuchTableError):
             raise CatalogUnavailable(hint) from exc
         raise
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
     finally:
         engine.close()
 

@@ -33,13 +33,21 @@ def up(data: Path | None, port: int | None, workers: int) -> None:
 
 @contextmanager
 def running(stack: Stack) -> Iterator[None]:
-    """Start the stack; at the end, which Ctrl-C or SIGTERM may ask for, stop it gracefully."""
+    """Start the stack; at the end, which Ctrl-C or SIGTERM may ask for, stop it gracefully.
+
+    Raises:
+        KeyboardInterrupt: interrupted while it started.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
+    started = False
     try:
         stack.start()
+        started = True
         yield
     except KeyboardInterrupt:
         click.echo("k2: stopping", err=True)
+        if not started:
+            raise  # there is nothing to return to
     finally:
         # A second Ctrl-C must not cut the last commit short; the stop has its own deadline.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

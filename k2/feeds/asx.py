@@ -1,10 +1,9 @@
 """ASX trade files: CSV rows to trade batches, exactly, without a Python loop over rows.
 
-A file holds the trades of one symbol, one or more whole days, in the order of events. It carries no
-sequence number, so the row order within a day (Sydney's date, which is also the session) is the
-sequence: 1 for the first good row of a date. A bad row takes no sequence, so fixing it later shifts
-those after it; load the repaired file into an empty topic. Two files of one symbol and day would
-both start at 1, and the second would be reported as duplicates.
+A file holds the trades of one symbol, in the order of events. It carries no sequence number, so the
+row order within a day (Sydney's date, which is also the session) is the sequence, from 1. A bad row
+has its number like any other: it shows as a gap, and the repaired file, loaded again, fills it.
+Files of one day have to be loaded by one command, in their order: numbers go on from file to file.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class BadRow:
 
 
 def read_trades(
-    path: str | Path, symbol: str, exchange: str = "ASX"
+    path: str | Path, symbol: str, exchange: str = "ASX", before: dict[str, int] | None = None
 ) -> tuple[pa.Table, list[BadRow]]:
     """Read one file of trades; the bad rows are values, the rest loads.
 
@@ -56,6 +55,7 @@ def read_trades(
         path: CSV without header, 7 columns, CRLF or LF; read whole (its size in memory, times ~10).
         symbol: the symbol of every row, not empty.
         exchange: the exchange of every row, not empty.
+        before: rows of each date in the files before this one; this file's are added to it.
 
     Returns:
         n rows of TRADE_BATCH without `kafka_offset`, in file order; and the bad rows in line order.
@@ -69,7 +69,7 @@ def read_trades(
         content = Path(path).read_bytes().decode("utf-8-sig", errors="replace")
     except OSError as exc:
         raise FeedError(f"{path}: {exc.strerror or exc}") from exc
-    parsed = _parse(content)
+    parsed = _number(_parse(content), {} if before is None else before)
     good = parsed.filter(pl.col("reason").is_null())
     bad = parsed.filter(pl.col("reason").is_not_null())
     rejects = [
@@ -103,6 +103,19 @@ def _parse(content: str) -> pl.DataFrame:
         .alias("utc")
     )
     return rows.with_columns(_reason().alias("reason"))
+
+
+def _number(rows: pl.DataFrame, before: dict[str, int]) -> pl.DataFrame:
+    """Add `sequence`; a row without a date counts to the day of the row before it."""
+    real = pl.col("date").str.to_date("%m/%d/%Y", strict=False).is_not_null()
+    dated = pl.when(pl.col("date").str.contains(_DATE) & real).then(pl.col("date"))
+    rows = rows.with_columns(day=dated.forward_fill().backward_fill())
+    start = pl.col("day").replace_strict(before, default=0, return_dtype=pl.Int64)
+    counted = pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over("day")
+    rows = rows.with_columns(sequence=start + counted)
+    last = rows.group_by("day").agg(pl.col("sequence").max())
+    before.update({day: last for day, last in last.iter_rows() if day is not None})
+    return rows
 
 
 def _reason() -> pl.Expr:
@@ -141,7 +154,7 @@ def _batch(good: pl.DataFrame, symbol: str, exchange: str) -> pa.Table:
     columns = good.select(
         exchange=pl.lit(exchange),
         symbol=pl.lit(symbol),
-        sequence=pl.int_range(1, pl.len() + 1, dtype=pl.Int64).over("date"),
+        sequence=pl.col("sequence"),
         ts_event=pl.col("utc"),
         ts_recv=pl.col("utc"),
         price=pl.col("price").str.to_decimal(scale=PRICE_SCALE).cast(exact),

@@ -125,7 +125,9 @@ def _require_topic(producer: Producer, topic: str, broker: str) -> None:
             f"no Kafka broker answers at {broker}: {exc.args[0].str()}"
         ) from exc
     if topic not in topics:
-        raise TopicMissing(f"topic {topic} does not exist at {broker}")
+        raise TopicMissing(
+            f"topic {topic} does not exist at {broker}; `k2 init` creates those of K2_EXCHANGES"
+        )
 
 
 def _send(

@@ -183,7 +183,7 @@ def test_a_bad_parameter_is_one_line_that_names_it(lake, parameter, arguments):
     """Exit code 2, nothing on stdout."""
     result = k2(lake, *arguments)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"k2: BadQuery: {parameter}: ")
+    assert result.stderr.startswith(f"k2: {parameter}: ")
     assert result.stderr.count("\n") == 1
 
 

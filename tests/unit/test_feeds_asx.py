@@ -104,14 +104,32 @@ def test_repeated_hour_is_its_first_pass_and_skipped_hour_is_bad(tmp_path: Path)
         ("03/10/2014,10:00:00.000,1,1,Q,,", "qualifiers 'Q' is not an integer code"),
     ],
 )
-def test_bad_row_is_named_and_takes_no_sequence(tmp_path: Path, line: str, reason: str) -> None:
-    """File, line and reason are reported; the rows around it are numbered 1 and 2."""
+def test_bad_row_is_named_and_keeps_its_number(tmp_path: Path, line: str, reason: str) -> None:
+    """File, line and reason are reported; it is missing between the rows around it."""
     good = "03/10/2014,10:00:00.000,1,1,0,,"
     path = write(tmp_path, good, line, good)
     table, bad = read_trades(path, "BHP")
-    assert table["sequence"].to_pylist() == [1, 2]
+    assert table["sequence"].to_pylist() == [1, 3]
     assert [(b.file, b.line) for b in bad] == [(str(path), 2)]
     assert reason in bad[0].reason
+
+
+def test_repaired_row_has_the_number_that_was_missing(tmp_path: Path) -> None:
+    """The repaired file differs from the first in that row alone."""
+    rows = [f"03/10/2014,10:00:00.000,{price},1,0,," for price in (1, "oops", 3)]
+    broken, _ = read_trades(write(tmp_path, *rows), "BHP")
+    repaired, _ = read_trades(write(tmp_path, *[row.replace("oops", "2") for row in rows]), "BHP")
+    assert repaired["sequence"].to_pylist() == [1, 2, 3]
+    assert repaired.take([0, 2]).equals(broken)
+
+
+def test_numbers_go_on_from_file_to_file_of_a_day(tmp_path: Path) -> None:
+    """A day in two files is one day; another day begins at 1."""
+    monday, tuesday = "03/10/2014,10:00:00.000,1,1,0,,", "03/11/2014,10:00:00.000,1,1,0,,"
+    before: dict[str, int] = {}
+    read_trades(write(tmp_path, monday, "junk", monday), "BHP", before=before)
+    table, _ = read_trades(write(tmp_path, monday, tuesday), "BHP", before=before)
+    assert table["sequence"].to_pylist() == [4, 1]
 
 
 def test_bytes_that_are_not_utf8_spoil_only_their_row(tmp_path: Path) -> None:

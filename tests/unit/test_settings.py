@@ -18,8 +18,8 @@ def test_unknown_setting_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
-        ("K2_PORT", "70000", r"port: 70000 is outside 1\.\.65535 port"),
-        ("K2_PORT", "http", "K2_PORT: 'http' is not int"),
+        ("K2_PORT", "70000", r"K2_PORT: 70000 is outside 1\.\.65535 "),
+        ("K2_PORT", "http", "K2_PORT: 'http' is not a whole number"),
         ("K2_EXCHANGES", ",", "exchanges: empty"),
         ("K2_TIMEZONES", "ASX=Nowhere/Land", "timezones: 'ASX=Nowhere/Land'"),
         ("K2_TIMEZONES", "ASX", "timezones: 'ASX'"),
