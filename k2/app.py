@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import os
+import signal
 import sys
 import threading
 from typing import Any
@@ -52,9 +54,14 @@ class App(faust.App):
     async def stop(self) -> None:
         """Stop, or end the process: a worker that neither works nor ends is not restarted.
 
-        Faust can wait for ever here: for an answer of its consumer thread, which has ended before
-        (seen when a crash fell into a rebalance). What is not committed is read again.
+        A second signal ends it at once, and so does a deadline, since Faust can wait here for ever:
+        for an answer of its consumer thread, which has ended before (seen when a crash fell into
+        a rebalance). What is not committed is read again.
         """
+        print("k2: stopping; a second signal ends it at once", file=sys.stderr, flush=True)
+        with contextlib.suppress(ValueError):  # not in the main thread: nobody signals us
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, _leave)
         deadline_s = self.settings.shutdown_timeout_ms / 1000.0 + STOP_MARGIN_S
         last_resort = threading.Timer(deadline_s, _end, [deadline_s])
         last_resort.daemon = True
@@ -63,6 +70,10 @@ class App(faust.App):
             await super().stop()
         finally:
             last_resort.cancel()
+
+
+def _leave(number: int, frame: object) -> None:
+    os._exit(128 + number)
 
 
 def _end(deadline_s: float) -> None:

@@ -38,7 +38,7 @@ def main(seed: int, rounds: int, only: tuple[str, ...], without: str) -> None:
 
 
 def _show(outcomes: list[Outcome]) -> None:
-    table = Table("fault", "rounds", "rows checked", "wrong", "recovery s, worst")
+    table = Table("fault", "rounds", "rows checked", "wrong", "recovery s, worst", "peak MB")
     for name in dict.fromkeys(outcome.fault for outcome in outcomes):
         own = [outcome for outcome in outcomes if outcome.fault == name]
         table.add_row(
@@ -47,6 +47,7 @@ def _show(outcomes: list[Outcome]) -> None:
             f"{sum(outcome.rows for outcome in own):,}",
             str(sum(bool(outcome.wrong) for outcome in own)),
             f"{max(outcome.recovery_s for outcome in own):.1f}",
+            f"{max(outcome.rss_bytes_max for outcome in own) / 1e6:,.0f}",
         )
     console = Console()
     console.print(table)

@@ -28,7 +28,10 @@ from pyiceberg.table.update.snapshot import _MergeAppendFiles
 from k2.lake.commit import Sink
 from k2.transport.consumer import BatchConsumer
 
-__all__ = ["ACTIONS", "POINTS", "arm"]
+__all__ = ["ACTIONS", "DOWN_S", "POINTS", "arm"]
+
+DOWN_S = 60.0
+_down_since = 0.0
 
 #: Name: (owner, method, before or after it). In the order of a batch's way.
 POINTS: dict[str, tuple[Any, str, str]] = {
@@ -72,13 +75,27 @@ def _slow() -> None:
     time.sleep(2.0)
 
 
-#: What happens there; all but `kill` and `slow` are errors that the worker has to get over.
+def _hang() -> None:
+    time.sleep(600.0)
+
+
+def _down() -> None:
+    """For a minute from the first time on."""
+    global _down_since
+    _down_since = _down_since or time.monotonic()
+    if time.monotonic() - _down_since < DOWN_S:
+        raise ConnectionError("the catalog is down")
+
+
+#: What happens there: an end, an error that the worker has to get over, or a wait.
 ACTIONS: dict[str, Callable[[], None]] = {
     "kill": _kill,
     "disk full": _disk_full,
     "conflict": _conflict,
     "lost answer": _lost_answer,
     "slow": _slow,
+    "hang": _hang,
+    "down": _down,
 }
 
 

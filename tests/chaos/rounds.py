@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -13,21 +14,34 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from k2.dev.broker import Embedded
 from k2.dev.children import Child
 from k2.dev.stack import init
 from k2.errors import ChildDied
 from k2.feeds.simulate import Simulation
 from k2.settings import Settings
+from tests.chaos.points import DOWN_S
 from tests.integration.oracle import check
-from tests.integration.parts import QUICK, Feed, Worker, committed, environment, until, verify
+from tests.integration.parts import (
+    QUICK,
+    Feed,
+    Worker,
+    committed,
+    environment,
+    get,
+    until,
+    verify,
+)
 
 __all__ = ["FAULTS", "Fault", "Outcome", "run"]
 
-#: So slow that a worker starts well before the end.
-TRADES = 60_000
-RATE = 4_000.0
-DONE_S = 90.0
+DONE_S = 120.0
+#: Fetches and commits are small, so that there are many of them.
+SMALL = {"fetch_bytes_max": 128 * 1024, "buffer_rows_max": 5_000}
+#: With K2's default buffers; see docs/guides/recovery.md.
+RSS_BYTES_MAX = 1_500_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +57,9 @@ class Fault:
     within: int = 6
     times: int = 1
     scene: str = "alone"  # what has to happen for the point to be passed: see `_Round`
+    trades: int = 60_000
+    rate: float | None = 4_000.0  # so slow that a worker starts well before the end
+    small: bool = True
 
 
 @dataclass(slots=True)
@@ -53,6 +70,7 @@ class Outcome:
     rows: int = 0
     wrong: str = ""
     recovery_s: float = 0.0  # from the fault (a death: from the restart) to the last row
+    rss_bytes_max: int = 0  # where it is measured
 
 
 FAULTS = (
@@ -78,6 +96,17 @@ FAULTS = (
     Fault("disk full", "at file", "disk full", times=3),
     Fault("catalog conflicts", "at swap", "conflict", times=4),
     Fault("catalog's answers lost", "after swap", "lost answer", times=3),
+    Fault(
+        "catalog down for a minute, full load",
+        "at swap",
+        "down",
+        within=2,
+        times=1 << 30,
+        scene="pressed",
+        trades=3_000_000,
+        rate=None,
+        small=False,
+    ),
     Fault("catalog slow", "at swap", "slow", times=2),
 )
 
@@ -94,18 +123,22 @@ class ChaosWorker(Worker):
         env = environment(self.settings, **self._chaos)
         return Child(f"worker-{self.settings.worker}", argv, env, self._log)
 
+    def is_down(self, part: str) -> bool:
+        """Whether it says that it is not ready because of that part."""
+        status, _, body = get(f"{self.url}/ready")
+        return status == 503 and part in json.loads(body)["reasons"]
+
 
 @contextmanager
-def lake(folder: Path) -> Iterator[Settings]:
-    """A broker, topics and tables of their own; small fetches, so that commits are many."""
+def lake(folder: Path, *, small: bool = True) -> Iterator[Settings]:
+    """A broker, topics and tables of their own."""
     with Embedded(folder) as broker:
         settings = Settings(
             data=folder,
             broker=broker.address,
             exchanges="SIM",
-            fetch_bytes_max=128 * 1024,
-            buffer_rows_max=5_000,
             **QUICK,
+            **(SMALL if small else {}),
         )
         init(settings)
         yield settings
@@ -120,7 +153,7 @@ def run(fault: Fault, seed: int, without: str = "") -> Outcome:
     outcome = Outcome(fault.name)
     folder = Path(tempfile.mkdtemp(prefix="k2-chaos-"))
     try:
-        with lake(folder) as settings:
+        with lake(folder, small=fault.small) as settings:
             _Round(fault, seed, settings, without, outcome).play()
     except (AssertionError, ChildDied) as exc:
         outcome.wrong = str(exc).strip() or "?"
@@ -137,7 +170,7 @@ class _Round:
         self.fault, self.settings, self.outcome = fault, settings, outcome
         self.mark = settings.data / "hit"
         self.simulation = Simulation(
-            rng.randrange(2**32), 50, TRADES, gaps=30, duplicates=40, late=30, resets=4
+            rng.randrange(2**32), 50, fault.trades, gaps=30, duplicates=40, late=30, resets=4
         )
         self.workers: list[ChaosWorker] = []
         self.guard = {"CHAOS_WITHOUT": without} if without else {}
@@ -159,7 +192,7 @@ class _Round:
         total = sum(journal.rows.values())
         topic = self.settings.trades_topic("SIM")
         try:
-            with Feed(stream, topic, self.settings, RATE) as feed:
+            with Feed(stream, topic, self.settings, self.fault.rate) as feed:
                 hit_at, worker = getattr(self, f"_{self.fault.scene}")()
                 self._await(lambda: committed(self.settings) >= total, worker, "all rows")
                 assert feed.done.result(timeout=60).count == journal.sent
@@ -182,6 +215,21 @@ class _Round:
             self._await_death(victim)
             return time.monotonic(), self._start("a")
         self._await(lambda: self._hits() == self.fault.times, victim, "the fault")
+        return time.monotonic(), victim
+
+    def _pressed(self) -> tuple[float, Worker]:
+        """Nothing can be committed while trades come as fast as they can: memory is bounded."""
+        victim = self._start("a", armed=True)
+        self._await(lambda: self._hits() > 0, victim, "a commit")
+        process = psutil.Process(victim.child.pid)
+        end = time.monotonic() + DOWN_S
+        while time.monotonic() < end:
+            used = process.memory_info().rss
+            self.outcome.rss_bytes_max = max(self.outcome.rss_bytes_max, used)
+            assert used < RSS_BYTES_MAX, f"{used} bytes resident"
+            victim.child.check()
+            time.sleep(0.1)
+        assert victim.is_down("lake"), "it says that it is ready"
         return time.monotonic(), victim
 
     def _terminated(self) -> tuple[float, Worker]:

@@ -1,0 +1,92 @@
+"""A seeded part of `make chaos`, and whether the oracle sees what a missing guard lets through."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from k2.feeds.producer import produce
+from k2.feeds.simulate import Simulation
+from tests.chaos.mutations import MUTATIONS
+from tests.chaos.rounds import FAULTS, ChaosWorker, Fault, lake, run
+from tests.fuzz.reference import Reference
+from tests.fuzz.test_codec_fuzz import check
+from tests.fuzz.values import SCHEMAS
+from tests.integration.oracle import check as oracle
+from tests.integration.parts import Worker, committed, until, verify
+
+pytestmark = pytest.mark.slow
+
+SEED = 3
+IN_TESTS = ("killed after swap", "killed mid-table-flush", "killed in recovery", "disk full")
+#: Guard: the fault that it guards against.
+GUARDED = {"fence": "frozen, then woken", "watermark": "killed after swap"}
+
+
+def fault(name: str) -> Fault:
+    (found,) = [each for each in FAULTS if each.name == name]
+    return found
+
+
+@pytest.mark.parametrize("name", IN_TESTS)
+def test_fault_loses_and_doubles_nothing(name: str) -> None:
+    outcome = run(fault(name), SEED)
+    assert not outcome.wrong, outcome.wrong
+    assert outcome.rows > 0
+
+
+@pytest.mark.parametrize("guard", GUARDED)
+def test_without_a_guard_the_oracle_objects(guard: str) -> None:
+    """Else the rounds above would show nothing."""
+    outcome = run(fault(GUARDED[guard]), SEED, without=guard)
+    assert "offset_twice" in outcome.wrong
+
+
+def test_without_the_framing_proof_the_fuzz_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Damaged values are then read as rows."""
+    for module in ("k2.codec.fields", "k2.codec.block"):
+        monkeypatch.setattr(f"{module}.require", lambda holds: None)
+    reference = Reference(SCHEMAS)
+
+    def all_cases() -> None:
+        for number in range(200):
+            check(reference, number)
+
+    with pytest.raises(AssertionError):
+        all_cases()
+
+
+def test_second_signal_leaves_at_once_and_loses_nothing(tmp_path: Path) -> None:
+    """The first one waits for a commit that hangs; what is not committed is read again."""
+    simulation = Simulation(SEED, 10, 5000)
+    stream, journal = list(simulation), simulation.journal
+    mark = tmp_path / "hit"
+    armed = {
+        "CHAOS_POINT": "at swap",
+        "CHAOS_ACTION": "hang",
+        "CHAOS_FIRST": "1",
+        "CHAOS_TIMES": "1",
+        "CHAOS_MARK": str(mark),
+    }
+    with lake(tmp_path / "data") as settings:
+        topic = settings.trades_topic("SIM")
+        with ChaosWorker(settings, "a", armed) as worker:
+            worker.await_ready()
+            produce(stream, topic, settings)
+            until(mark.exists, 30, lambda: f"a commit; {worker.tail()}")
+            worker.child.signal(signal.SIGTERM)
+            until(lambda: "stopping" in worker.log(), 10, lambda: f"a stop; {worker.tail()}")
+            worker.child.signal(signal.SIGTERM)
+            until(lambda: worker.child.poll() is not None, 2, lambda: f"its end; {worker.tail()}")
+            assert worker.child.poll() == 128 + signal.SIGTERM
+        with Worker(settings, "a") as again:
+            until(lambda: committed(settings) == journal.sent, 60, lambda: again.tail())
+            again.terminate()
+        verify(settings)
+        oracle(settings, stream, journal)
+
+
+def test_every_guard_that_can_be_taken_out_is_tested() -> None:
+    assert set(MUTATIONS) == {*GUARDED, "framing proof"}
