@@ -73,7 +73,7 @@ class Settings:
         10, "commits", "Commits between two expiries.", 1, 100_000
     )
     snapshot_age_min_ms: int = _setting(
-        60_000, "ms", "Snapshots younger than this are kept.", 0, 31_536_000_000
+        10_000, "ms", "Snapshots younger than this are kept.", 0, 31_536_000_000
     )
     reset_window_ms: int = _setting(
         60_000, "ms", "Pause after which a fall of the sequence by half is a reset.", 0, 86_400_000

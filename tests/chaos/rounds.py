@@ -9,9 +9,9 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -31,6 +31,7 @@ from tests.integration.parts import (
     committed,
     environment,
     get,
+    iceberg,
     until,
     verify,
 )
@@ -40,6 +41,9 @@ __all__ = ["FAULTS", "Fault", "Outcome", "run"]
 DONE_S = 120.0
 #: Fetches and commits are small, so that there are many of them.
 SMALL = {"fetch_bytes_max": 128 * 1024, "buffer_rows_max": 5_000}
+#: As many as four workers make in twenty minutes at one a second.
+COMMITS_MANY = 4 * 20 * 60
+COMMITS_S = 900.0
 #: With K2's default buffers; see docs/guides/recovery.md.
 RSS_BYTES_MAX = 1_500_000_000
 
@@ -59,7 +63,7 @@ class Fault:
     scene: str = "alone"  # what has to happen for the point to be passed: see `_Round`
     trades: int = 60_000
     rate: float | None = 4_000.0  # so slow that a worker starts well before the end
-    small: bool = True
+    settings: Mapping[str, int] = field(default_factory=lambda: SMALL)
 
 
 @dataclass(slots=True)
@@ -105,10 +109,21 @@ FAULTS = (
         scene="pressed",
         trades=3_000_000,
         rate=None,
-        small=False,
+        settings={},
+    ),
+    Fault(
+        "four workers, twenty minutes' commits",
+        scene="four",
+        trades=2_000_000,
+        rate=4_000.0,
+        settings={"flush_age_max_ms": 10},
     ),
     Fault("catalog slow", "at swap", "slow", times=2),
 )
+
+
+def _commits(settings: Settings) -> int:
+    return int(iceberg(settings, "trades").metadata.last_sequence_number)
 
 
 class ChaosWorker(Worker):
@@ -130,7 +145,7 @@ class ChaosWorker(Worker):
 
 
 @contextmanager
-def lake(folder: Path, *, small: bool = True) -> Iterator[Settings]:
+def lake(folder: Path, own: Mapping[str, int] = SMALL) -> Iterator[Settings]:
     """A broker, topics and tables of their own."""
     with Embedded(folder) as broker:
         settings = Settings(
@@ -138,7 +153,7 @@ def lake(folder: Path, *, small: bool = True) -> Iterator[Settings]:
             broker=broker.address,
             exchanges="SIM",
             **QUICK,
-            **(SMALL if small else {}),
+            **own,
         )
         init(settings)
         yield settings
@@ -153,7 +168,7 @@ def run(fault: Fault, seed: int, without: str = "") -> Outcome:
     outcome = Outcome(fault.name)
     folder = Path(tempfile.mkdtemp(prefix="k2-chaos-"))
     try:
-        with lake(folder, small=fault.small) as settings:
+        with lake(folder, fault.settings) as settings:
             _Round(fault, seed, settings, without, outcome).play()
     except (AssertionError, ChildDied) as exc:
         outcome.wrong = str(exc).strip() or "?"
@@ -217,6 +232,17 @@ class _Round:
         self._await(lambda: self._hits() == self.fault.times, victim, "the fault")
         return time.monotonic(), victim
 
+    def _four(self) -> tuple[float, Worker]:
+        """Four workers commit to one table as often as they can, against each other."""
+        workers = [self._start(name) for name in "abcd"]
+        self._await_shares(*workers)
+
+        end = time.monotonic() + COMMITS_S
+        while (commits := _commits(self.settings)) < COMMITS_MANY:
+            assert time.monotonic() < end, f"{commits} commits in {COMMITS_S:g} s"
+            time.sleep(2.0)  # a look into the catalog costs as much as a commit
+        return time.monotonic(), workers[0]
+
     def _pressed(self) -> tuple[float, Worker]:
         """Nothing can be committed while trades come as fast as they can: memory is bounded."""
         victim = self._start("a", armed=True)
@@ -258,9 +284,7 @@ class _Round:
     def _frozen(self) -> tuple[float, Worker]:
         """One of two is stopped for longer than its session, with rows in hand, and goes on."""
         victim, other = self._start("a"), self._start("b")
-        for worker in (victim, other):
-            worker.await_ready()
-            self._await(lambda: worker.ingested() > 0, worker, "a share")  # noqa: B023
+        self._await_shares(victim, other)
         victim.child.signal(signal.SIGSTOP)
         before = other.ingested()
         # Its session is over when the other one has read what was the frozen one's share.
@@ -313,6 +337,11 @@ class _Round:
     def _await_death(self, victim: Worker) -> None:
         until(lambda: victim.child.poll() is not None, DONE_S, lambda: f"dead: {victim.tail()}")
         assert self._hits(), f"it died of something else: {victim.tail()}"
+
+    def _await_shares(self, *workers: Worker) -> None:
+        for worker in workers:
+            worker.await_ready()
+            self._await(lambda: worker.ingested() > 0, worker, "a share")  # noqa: B023
 
     def _await_some(self, worker: Worker) -> None:
         self._await(lambda: committed(self.settings) > 0, worker, "a first commit")
