@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 ROW_GROUP_ROWS = 128 * 1024
 DAY_US = 86_400_000_000
 _BACKOFF_MAX_S = 1.0
+#: After a conflict: whoever waited longer than a commit takes would be beaten again and again.
+_CONFLICT_BACKOFF_MAX_S = 0.1
 
 #: Long integers that mostly rise by little: differences are a third smaller and faster than zstd.
 _DELTA = ("event_time", "sequence", "ts_event", "ts_recv", "kafka_offset", "kafka_time")
@@ -199,10 +201,12 @@ class Sink:
                         f"{self._name}: not committed within {self._settings.commit_timeout_ms} ms"
                         f" (commit_timeout_ms): {type(exc).__name__}: {exc}"
                     ) from exc
-                if not isinstance(exc, CommitFailedException):
+                conflict = isinstance(exc, CommitFailedException)
+                if not conflict:
                     log.warning("%s: commit, outcome unknown: %r", self._name, exc)
+                most_s = _CONFLICT_BACKOFF_MAX_S if conflict else _BACKOFF_MAX_S
             time.sleep(min(left_s, random.uniform(0.001, backoff_s)))
-            backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
+            backoff_s = min(backoff_s * 2, most_s)
 
     def _swap(self, files: Sequence[DataFile], advance: Mapping[Source, int], identity: str) -> int:
         properties = {
