@@ -40,6 +40,24 @@ class Scan:
         end_ns: int | None,
         stop: Stop,
     ) -> None:
+        self._begin(table, stop)
+        # The plan knows microseconds only: it is widened, and ts_event then cuts exactly.
+        if exchange is not None:
+            self._also(_iceberg.EqualTo("exchange", exchange), "exchange = $exchange", exchange)
+        if symbols is not None:
+            listed = list(dict.fromkeys(symbols))
+            test = "list_contains($symbols, symbol)" if len(listed) != 1 else "symbol = $symbols"
+            value = listed if len(listed) != 1 else listed[0]
+            self._also(_iceberg.In("symbol", set(listed)), test, value)
+        if start_ns is not None:
+            bound = _iceberg.GreaterThanOrEqual("event_time", start_ns // 1000)
+            self._also(bound, "ts_event >= $start", start_ns)
+        if end_ns is not None:
+            until = _iceberg.LessThanOrEqual("event_time", (end_ns - 1) // 1000)
+            self._also(until, "ts_event < $end", end_ns)
+        self._open(database, table, TRADES)
+
+    def _begin(self, table: Table, stop: Stop) -> None:
         snapshot = table.current_snapshot()
         self.snapshot_id = None if snapshot is None else snapshot.snapshot_id
         self.rows_max = 0
@@ -47,34 +65,21 @@ class Scan:
         self.cursor: duckdb.DuckDBPyConnection | None = None
         self._parameters: dict[str, Any] = {}
         self._plan: Any = _iceberg.AlwaysTrue()
-        conditions: list[str] = []
-        # The plan knows microseconds only: it is widened, and ts_event then cuts exactly.
-        if exchange is not None:
-            self._also(
-                _iceberg.EqualTo("exchange", exchange), conditions, "exchange = $exchange", exchange
-            )
-        if symbols is not None:
-            listed = list(dict.fromkeys(symbols))
-            test = "list_contains($symbols, symbol)" if len(listed) != 1 else "symbol = $symbols"
-            value = listed if len(listed) != 1 else listed[0]
-            self._also(_iceberg.In("symbol", set(listed)), conditions, test, value)
-        if start_ns is not None:
-            bound = _iceberg.GreaterThanOrEqual("event_time", start_ns // 1000)
-            self._also(bound, conditions, "ts_event >= $start", start_ns)
-        if end_ns is not None:
-            until = _iceberg.LessThanOrEqual("event_time", (end_ns - 1) // 1000)
-            self._also(until, conditions, "ts_event < $end", end_ns)
-        where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-        self.sql = f"SELECT * FROM trades_source{where}"
-        if snapshot is None:
+        self._conditions: list[str] = []
+
+    def _open(self, database: duckdb.DuckDBPyConnection, table: Table, schema: pa.Schema) -> None:
+        """Plan the files that may hold rows by the conditions so far."""
+        where = f" WHERE {' AND '.join(self._conditions)}" if self._conditions else ""
+        self.sql = f"SELECT * FROM scanned{where}"
+        if self.snapshot_id is None:
             return
-        scan = table.scan(row_filter=self._plan, snapshot_id=snapshot.snapshot_id)
+        scan = table.scan(row_filter=self._plan, snapshot_id=self.snapshot_id)
         tasks = list(scan.plan_files())
         self.rows_max = sum(task.file.record_count for task in tasks)
         if self.rows_max == 0:
             return
         self.cursor = database.cursor()
-        stop.watch(self.cursor)
+        self._stop.watch(self.cursor)
         located = [PyArrowFileIO.parse_location(task.file.file_path) for task in tasks]
         paths = [path for _, _, path in located]
         local = all(s == "file" for s, _, _ in located) and not any(_GLOB & set(p) for p in paths)
@@ -82,20 +87,22 @@ class Scan:
             self.sql = f"SELECT * FROM read_parquet($files, hive_partitioning = false){where}"
             self._parameters["files"] = paths
         elif any(task.delete_files for task in tasks):
-            self.cursor.register("trades_source", scan.to_arrow())
+            self.cursor.register("scanned", scan.to_arrow())
         else:
             files = table.io
             assert isinstance(files, PyArrowFileIO)
             scheme, netloc, _ = located[0]
             filesystem = files.fs_by_scheme(scheme, netloc)
-            self.cursor.register("trades_source", ds.dataset(paths, TRADES, "parquet", filesystem))
+            self.cursor.register("scanned", ds.dataset(paths, schema, "parquet", filesystem))
 
-    def _also(self, bound: Any, conditions: list[str], condition: str, value: Any) -> None:
+    def _also(self, bound: Any, condition: str, value: Any) -> None:
         self._plan = _iceberg.And(self._plan, bound)
-        conditions.append(condition)
+        self._conditions.append(condition)
         self._parameters[condition.partition("$")[2].split(",")[0]] = value
 
-    def run(self, statement: str, more: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+    def run(
+        self, statement: str, more: dict[str, Any], batch_rows: int = BATCH_ROWS_MAX
+    ) -> Iterator[pa.RecordBatch]:
         """Run a statement over `sql`; its batches.
 
         Raises:
@@ -105,7 +112,7 @@ class Scan:
         self._stop.check()
         with _readable():
             relation = self.cursor.sql(statement, params={**self._parameters, **more})
-            reader = relation.to_arrow_reader(BATCH_ROWS_MAX)
+            reader = relation.to_arrow_reader(batch_rows)
         return _batches(reader)
 
     def exceeds(self, most: int, statement: str = "", more: dict[str, Any] | None = None) -> bool:

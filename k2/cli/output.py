@@ -1,0 +1,164 @@
+"""What commands that show rows share: options, an engine, Ctrl-C, tables and pipes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import TypeVar
+
+import click
+import pyarrow as pa
+from pyiceberg.exceptions import NoSuchTableError
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from k2.errors import BadQuery, CatalogUnavailable
+from k2.lake.catalog import open_catalog
+from k2.query.engine import Engine
+from k2.query.formats import Encoder, plain
+from k2.query.rows import Rows, Stop
+from k2.query.times import iso, time_ns
+from k2.settings import load
+
+__all__ = ["bounds", "console", "form_of", "note", "opened", "ranged", "run", "write"]
+
+#: Rows of a table for people, unless `--limit` says otherwise.
+LIMIT_SHOWN = 20
+#: A table is not cut to the terminal's width: a digit less would be another price.
+WIDTH_MAX = 1000
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_LOOK_EVERY_S = 0.1
+_STOP_EVERY_S = 0.02
+
+_T = TypeVar("_T")
+_Command = Callable[..., None]
+
+
+def ranged(command: _Command) -> _Command:
+    """The options that every command with rows has, in the order of the help."""
+    shared = (
+        click.option("--exchange", metavar="E", help="Of this exchange only, such as ASX."),
+        click.option(
+            "--start", metavar="T", help="First moment: ISO 8601 (UTC without a zone) or ns."
+        ),
+        click.option("--end", metavar="T", help="First moment no longer asked for."),
+        click.option(
+            "--limit",
+            metavar="N",
+            type=int,
+            help=f"Rows at most. Default: {LIMIT_SHOWN} in a table, else K2_QUERY_ROWS_MAX.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="One JSON object a line (NDJSON)."),
+        click.option("--csv", "as_csv", is_flag=True, help="CSV with a header."),
+    )
+    for option in reversed(shared):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def opened() -> Iterator[tuple[Engine, Stop]]:
+    """An engine and the stop of its one query; Ctrl-C ends quietly.
+
+    Raises:
+        CatalogUnavailable: nothing is there yet, and how to make it; or it cannot be read.
+    """
+    settings = load()
+    # The URI itself may hold a password.
+    place = "the catalog of K2_CATALOG_URI" if settings.catalog_uri else settings.data
+    hint = f"no tables in {place}: run `k2 init`, or `k2 up` (K2_DATA names the folder)"
+    if not settings.catalog_uri and not (settings.data / "catalog.db").exists():
+        raise CatalogUnavailable(hint)  # to open the catalog would make it
+    engine = Engine(open_catalog(settings), settings)
+    try:
+        yield engine, Stop()
+    except CatalogUnavailable as exc:
+        if isinstance(exc.__cause__, NoSuchTableError):
+            raise CatalogUnavailable(hint) from exc
+        raise
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    finally:
+        engine.close()
+
+
+def run(stop: Stop, call: Callable[[], _T]) -> _T:
+    """Run `call` in a thread, so that Ctrl-C is heard at once; it stops the query."""
+    with ThreadPoolExecutor(1) as thread:
+        future = thread.submit(call)
+        try:
+            # A signal may come to any thread, and only a main thread that wakes up hears of it.
+            while not future.done():
+                wait([future], _LOOK_EVERY_S)
+            return future.result()
+        finally:
+            while not future.done():
+                stop.now()
+                wait([future], _STOP_EVERY_S)
+
+
+def form_of(as_json: bool, as_csv: bool, limit: int | None) -> tuple[str | None, int | None]:
+    """The format (None: a table) and its limit (None: the engine's own)."""
+    if as_json and as_csv:
+        raise BadQuery("csv", "not together with json")
+    if as_json or as_csv:
+        return "ndjson" if as_json else "csv", limit
+    return None, min(LIMIT_SHOWN, load().query_rows_max) if limit is None else limit
+
+
+def bounds(start: str | None, end: str | None) -> tuple[int | None, int | None]:
+    return (
+        None if start is None else time_ns("start", start),
+        None if end is None else time_ns("end", end),
+    )
+
+
+def write(rows: Rows, form: str | None, stop: Stop, shown: tuple[str, ...]) -> None:
+    if form is None:
+        count = _show(rows, stop, shown)
+    else:
+        encoder = Encoder(form, rows.schema, rows.snapshot_id, rows.truncated)
+        click.echo(encoder.begin(), nl=False)
+        while (batch := run(stop, rows.next_batch)) is not None:
+            click.echo(encoder.rows(batch), nl=False)
+        count = encoder.count
+    if rows.truncated:
+        note(f"only the first {count:,} rows; there are more (--limit, K2_QUERY_ROWS_MAX)")
+    elif count == 0:
+        note("no rows")
+
+
+def _show(rows: Rows, stop: Stop, shown: tuple[str, ...]) -> int:
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in shown:
+        numeric = not pa.types.is_string(rows.schema.field(name).type)
+        table.add_column(_title(name), justify="right" if numeric else "left")
+    while (batch := run(stop, rows.next_batch)) is not None:
+        columns = [_readable(name, batch.column(name)) for name in shown]
+        for cells in zip(*columns, strict=True):
+            table.add_row(*cells)
+    console().print(table)
+    return table.row_count
+
+
+def _title(name: str) -> str:
+    return "time (UTC)" if name in ("ts_event", "start") else name
+
+
+def _readable(name: str, column: pa.Array) -> list[str]:
+    """Cells as people read them: times as dates, decimals without zeros at the end."""
+    if _title(name) != name:
+        return [iso(ns) for ns in column.to_pylist()]
+    values = plain(column) if pa.types.is_decimal(column.type) else column
+    return ["" if value is None else str(value) for value in values.to_pylist()]
+
+
+def console() -> Console:
+    return Console(width=WIDTH_MAX, highlight=False, markup=False, emoji=False)
+
+
+def note(text: str) -> None:
+    click.echo(f"k2: {text}", err=True)
