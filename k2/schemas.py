@@ -11,6 +11,7 @@ from k2.records import PRICE_PRECISION, PRICE_SCALE, Side, Trade
 
 __all__ = [
     "REJECTS",
+    "REPLAYS",
     "SIDES",
     "TRADES",
     "TRADE_AVRO",
@@ -91,5 +92,20 @@ REJECTS = pa.schema(
         pa.field("key", pa.binary()),
         pa.field("value", pa.binary()),
         _INGEST_TIME,
+    ]
+)
+
+#: The Iceberg table of what `k2 rejects replay` did. `state` is intended (before it is sent) or
+#: done (the broker has it, at `sent_offset`); `log_end` is where to look for it when in doubt.
+REPLAYS = pa.schema(
+    [
+        pa.field("replay", pa.string(), nullable=False),
+        pa.field("state", pa.string(), nullable=False),
+        *_SOURCE_FIELDS,
+        pa.field("sent_cluster", pa.string(), nullable=False),
+        pa.field("log_end", pa.int64()),
+        pa.field("sent_offset", pa.int64()),
+        pa.field("operator", pa.string(), nullable=False),
+        pa.field("noted_at", _TIME, nullable=False),
     ]
 )

@@ -156,7 +156,9 @@ def _readable(name: str, column: pa.Array) -> list[str]:
     return ["" if value is None else str(value) for value in values.to_pylist()]
 
 
-def console() -> Console:
+def console(*, stderr: bool = False) -> Console:
+    if stderr:
+        return Console(stderr=True)
     return Console(width=WIDTH_MAX, highlight=False, markup=False, emoji=False)
 
 

@@ -27,15 +27,17 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from k2.errors import CatalogUnavailable, SchemaMismatch
-from k2.schemas import REJECTS, TRADES
+from k2.schemas import REJECTS, REPLAYS, TRADES
 from k2.settings import Settings
 
 __all__ = [
     "arrow_with_ids",
+    "ensure_replays",
     "ensure_tables",
     "load_table",
     "open_catalog",
     "rejects_name",
+    "replays_name",
     "trades_name",
 ]
 
@@ -73,6 +75,10 @@ def trades_name(settings: Settings) -> str:
 
 def rejects_name(settings: Settings) -> str:
     return f"{settings.namespace}.rejects"
+
+
+def replays_name(settings: Settings) -> str:
+    return f"{settings.namespace}.replays"
 
 
 def open_catalog(settings: Settings) -> Catalog:
@@ -127,6 +133,30 @@ def ensure_tables(catalog: Catalog, settings: Settings) -> None:
     except Exception as exc:
         message = f"tables of {settings.namespace}: {type(exc).__name__}: {exc}"
         raise CatalogUnavailable(message) from exc
+
+
+def ensure_replays(catalog: Catalog, settings: Settings) -> None:
+    """Create the table of replays unless it exists: the first replay does.
+
+    Raises:
+        CatalogUnavailable: the catalog does not answer, or refuses.
+        SchemaMismatch: it exists with other columns or types than `k2.schemas` has.
+    """
+    name = replays_name(settings)
+    schema = pyarrow_to_schema(arrow_with_ids(REPLAYS))
+    try:
+        if not catalog.table_exists(name):
+            _retry(
+                lambda: catalog.create_table_if_not_exists(
+                    name, schema=schema, properties=_TABLE_PROPERTIES
+                ),
+                SQLAlchemyError,
+                TableAlreadyExistsError,
+            )
+        found = catalog.load_table(name).schema()
+    except Exception as exc:
+        raise CatalogUnavailable(f"table {name}: {type(exc).__name__}: {exc}") from exc
+    _check(name, found, schema)
 
 
 def load_table(catalog: Catalog, name: str) -> Table:

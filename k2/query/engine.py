@@ -21,7 +21,9 @@ from k2.errors import BadQuery
 from k2.lake.catalog import load_table, rejects_name, trades_name
 from k2.lake.offsets import OFFSETS_PROPERTY
 from k2.lake.offsets import decode as decode_offsets
-from k2.query import bars
+from k2.lake.replays import Ledger
+from k2.query import bars, rejects
+from k2.query.rejects import Selection
 from k2.query.rows import Rows, Stop
 from k2.query.scan import Scan
 from k2.schemas import TRADES
@@ -54,6 +56,7 @@ class Engine:
     def __init__(self, catalog: Catalog, settings: Settings) -> None:
         self._catalog = catalog
         self._settings = settings
+        self._ledger = Ledger(catalog, settings)
         spill = settings.data.resolve() / "spill" / f"{os.getpid()}-{id(self):x}"
         spill.parent.mkdir(parents=True, exist_ok=True)  # DuckDB makes only the last part
         self._database = duckdb.connect(
@@ -161,6 +164,33 @@ class Engine:
         cast = (_cast(batch, SYMBOLS) for batch in batches)
         return Rows(SYMBOLS, cast, scan.snapshot_id, False, scan.cursor)
 
+    def rejects(self, which: Selection, limit: int | None = None, stop: Stop | None = None) -> Rows:
+        """The newest rejects of a selection, oldest first, `k2.query.rejects.LISTED`.
+
+        Raises:
+            BadQuery: names the parameter.
+            CatalogUnavailable: a table cannot be loaded.
+        """
+        most = self._limit(limit)
+        with metrics.query_seconds.labels(resource="rejects").time():
+            table, notes = self._rejects(which), self._ledger.notes()
+            return rejects.listed(self._database, table, which, notes, most, stop or Stop())
+
+    def reject_counts(self, which: Selection, stop: Stop | None = None) -> Rows:
+        """Rejects of a selection by reason, `k2.query.rejects.COUNTS`, most first."""
+        with metrics.query_seconds.labels(resource="rejects").time():
+            table, notes = self._rejects(which), self._ledger.notes()
+            return rejects.counts(self._database, table, which, notes, stop or Stop())
+
+    def reject_records(self, which: Selection, stop: Stop | None = None) -> Rows:
+        """Rejects of a selection with their bytes, `k2.query.rejects.RECORDS`, as in their logs."""
+        with metrics.query_seconds.labels(resource="rejects").time():
+            return rejects.records(self._database, self._rejects(which), which, stop or Stop())
+
+    def _rejects(self, which: Selection) -> Table:
+        _check_bounds(which.start_ns, which.end_ns)
+        return load_table(self._catalog, rejects_name(self._settings))
+
     def status(self) -> dict[str, Any]:
         """The trades table now: rows, files, snapshot, offsets, the last commit's age (s).
 
@@ -223,14 +253,18 @@ class Engine:
         end_ns: int | None,
         stop: Stop | None,
     ) -> Scan:
-        for name, value in (("start", start_ns), ("end", end_ns)):
-            if value is not None and not NS_MIN <= value <= NS_MAX:
-                raise BadQuery(name, f"{value} is outside 64 bits")
-        if start_ns is not None and end_ns is not None and start_ns >= end_ns:
-            raise BadQuery("start", f"{start_ns} is not before end {end_ns}")
+        _check_bounds(start_ns, end_ns)
         wanted = (symbols,) if isinstance(symbols, str) else symbols
         table = load_table(self._catalog, trades_name(self._settings))
         return Scan(self._database, table, exchange, wanted, start_ns, end_ns, stop or Stop())
+
+
+def _check_bounds(start_ns: int | None, end_ns: int | None) -> None:
+    for name, value in (("start", start_ns), ("end", end_ns)):
+        if value is not None and not NS_MIN <= value <= NS_MAX:
+            raise BadQuery(name, f"{value} is outside 64 bits")
+    if start_ns is not None and end_ns is not None and start_ns >= end_ns:
+        raise BadQuery("start", f"{start_ns} is not before end {end_ns}")
 
 
 def _total(table: Table, what: str) -> int:
