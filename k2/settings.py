@@ -75,6 +75,13 @@ class Settings:
     snapshot_age_min_ms: int = _setting(
         10_000, "ms", "Snapshots younger than this are kept.", 0, 31_536_000_000
     )
+    orphan_age_min_ms: int = _setting(
+        3_600_000,
+        "ms",
+        "Files that no snapshot names are orphans when older; a commit may be in flight.",
+        0,
+        31_536_000_000,
+    )
     reset_window_ms: int = _setting(
         60_000, "ms", "Pause after which a fall of the sequence by half is a reset.", 0, 86_400_000
     )

@@ -10,6 +10,7 @@ import click
 import orjson
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from k2.errors import BrokerUnavailable
@@ -71,7 +72,13 @@ class BrokerHoles:
 def verify(as_json: bool, offline: bool) -> None:
     """Audit the tables: no offset lost or twice, no sequence twice, no file twice.
 
-    Exit code 1 when something is wrong, with the findings; 0 when all holds.
+    Reads the newest snapshots, also beside running workers, in bounded memory
+    (K2_QUERY_MEMORY_MAX). Files that no snapshot names are warnings, if older than
+    K2_ORPHAN_AGE_MIN_MS. Exit code 1 when something is wrong, with the findings; 0 when all holds.
+
+    \b
+    k2 verify
+    k2 verify --json | jq '.findings[] | select(.severity == "error")'
     """
     report = inspect(load(), Console(stderr=True), offline=offline)
     if as_json:
@@ -82,7 +89,7 @@ def verify(as_json: bool, offline: bool) -> None:
 
 
 def inspect(settings: Settings, messages: Console, *, offline: bool = False) -> Report:
-    """Audit with a status line on `messages`, asking the broker about holes unless offline."""
+    """Audit with a progress bar on `messages`, asking the broker about holes unless offline."""
     holes: BrokerHoles | None = None
     if not offline:
         try:
@@ -90,13 +97,17 @@ def inspect(settings: Settings, messages: Console, *, offline: bool = False) -> 
         except (BrokerUnavailable, KafkaException) as exc:
             messages.print(f"holes stay unexplained: {exc}", style="yellow", soft_wrap=True)
     explain: Callable[[Source, int, int], str | None] | None = holes.explain if holes else None
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     try:
-        with messages.status("reading the tables") as status:
+        with Progress(*columns, TimeElapsedColumn(), console=messages, transient=True) as bars:
+            task = bars.add_task("reading the tables", total=None)
             return audit(
                 open_catalog(settings),
                 settings,
                 explain,
-                lambda step, number, of: status.update(f"{step} ({number}/{of})"),
+                lambda what, done, of: bars.update(
+                    task, description=what, completed=done, total=of
+                ),
             )
     finally:
         if holes:

@@ -111,9 +111,7 @@ def test_a_replay_that_died_before_its_note_is_settled_by_the_log(lake: Settings
     verify(lake)
 
 
-def test_rejects_of_another_cluster_are_not_replayed_unasked(
-    lake: Settings, tmp_path: Path
-) -> None:
+def test_rejects_of_another_cluster_are_not_replayed_unasked(lake: Settings) -> None:
     """Their place is not one of this broker's; by name they are sent to the same topic."""
     assert _replay(lake, "--cluster", "gone")["selected"] == 0
     done = k2(environment(lake, K2_BROKER="127.0.0.1:1"), "rejects", "replay")
