@@ -38,12 +38,14 @@ from k2.errors import (
 )
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source
+from k2.lake.states import rebuild
 from k2.sequence import Rules, SymbolState
 from k2.transport import Fetched
 
 __all__ = ["Ingest"]
 
 T = TypeVar("T")
+Symbols = dict[tuple[str, str], SymbolState]
 log = logging.getLogger(__name__)
 
 RETRY_S = 1.0
@@ -120,6 +122,7 @@ class Ingest:
         cluster = await asyncio.to_thread(self._cluster)
         trades = await self._patiently(self._trades.offsets)
         rejects = await self._patiently(self._rejects.offsets)
+        moves = await self._patiently(self._trades.moves)
         sources = {tp: Source(cluster, tp.topic, tp.partition) for tp in tps}
         states, keys = sequences.load(set(sources.values()))
         starts = await self.app.consumer.earliest_offsets(*tps) if tps else {}
@@ -130,22 +133,17 @@ class Ingest:
             if stored is None:
                 # Nothing of this log is in Iceberg: begin where the log begins.
                 stored, watermark, symbols = starts[tp], starts[tp], {}
-            elif watermark is None:
-                watermark, symbols = starts[tp], {}
-            if watermark > stored:
-                raise K2Error(
-                    f"{source}: the sequence state is at offset {watermark}, ahead of the trades "
-                    f"table at {stored}: was the table rolled back? Remove this worker's folder "
-                    f"{self.app.conf.datadir} and the topic "
-                    f"{sequences.table.changelog_topic_name} to rebuild the state from the log"
-                )
             # The log's end is not compared: Tansu names the last batch's first offset as the end. A
             # log that is too short shows at the first fetch, which the transport then refuses.
-            if watermark < starts[tp]:
+            if stored < starts[tp]:
                 raise LogTruncated(
-                    f"{source}: Iceberg needs the log from offset {watermark}, but it starts at "
-                    f"{starts[tp]}: did retention outrun the worker?"
+                    f"{source}: Iceberg needs the log from offset {stored}, but it starts at "
+                    f"{starts[tp]}: did retention outrun the worker? {_remedy(source, 'start')}"
                 )
+            # What an operator skipped is not read, not even for the state.
+            least = max([starts[tp], *(m.after or 0 for m in moves if m.source == source)])
+            if watermark is None or not least <= watermark <= stored:
+                watermark, symbols = stored, await self._rebuild(source, watermark, symbols, stored)
             self._partitions[tp] = Partition(
                 source=source,
                 next_offset=watermark,
@@ -159,6 +157,32 @@ class Ingest:
             )
         self.started = True
         return {tp: self._partitions[tp].next_offset for tp in tps}
+
+    async def _rebuild(
+        self, source: Source, watermark: int | None, symbols: Symbols, stored: int
+    ) -> Symbols:
+        """Sequence states at `stored` from the trades table: the log does not reach back to them.
+
+        A watermark ahead of the table is of no use: the table was rolled back, or moved.
+        """
+        first, states = (watermark, symbols) if watermark and watermark <= stored else (0, {})
+        log.warning(
+            "%s: the sequence state (at %s) is rebuilt from the trades table, offsets %d to %d",
+            source,
+            watermark,
+            first,
+            stored,
+        )
+        return await self._in_lake(
+            rebuild,
+            self._trades.catalog,
+            self.settings,
+            source,
+            states,
+            first,
+            stored,
+            self._rules,
+        )
 
     def _drop(self) -> None:
         for task in self._tasks:
@@ -181,7 +205,8 @@ class Ingest:
             self._fail(
                 LogTruncated(
                     f"{partition.source}: expected offset {partition.next_offset}, the broker went "
-                    f"on at {fetched.first_offset}: the log was truncated below the reader"
+                    f"on at {fetched.first_offset}: the log was truncated below the reader. "
+                    f"{_remedy(partition.source, 'start')}"
                 )
             )
             return
@@ -380,3 +405,10 @@ class Ingest:
 
     async def _in_lake(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._lake, call, *args)
+
+
+def _remedy(source: Source, to: str) -> str:
+    return (
+        "`k2 offsets show` compares both; to go on without what is lost: `k2 offsets move "
+        f"{source.topic} {source.partition} --to {to} --reason TEXT --yes`"
+    )

@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "k2.cli.demo:demo",
     "init": "k2.cli.stack:init",
     "load": "k2.cli.feeds:load",
+    "offsets": "k2.cli.offsets:offsets",
     "rejects": "k2.cli.rejects:rejects",
     "simulate": "k2.cli.feeds:simulate",
     "status": "k2.cli.query:status",

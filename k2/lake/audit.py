@@ -135,7 +135,8 @@ def _check_offsets(
             _SOURCES_SQL
         ).fetchall()
     }
-    spans: dict[Source, tuple[int, int]] = {}
+    spans: dict[Source, tuple[int, int]] = {}  # from the first row to the last one promised
+    ends: dict[Source, int] = {}
     for source in sorted({*found, *promised}):
         rows, first, last, last_trade, last_reject = found.get(source, (0, None, None, None, None))
         end = promised.get(source)
@@ -152,11 +153,12 @@ def _check_offsets(
         if last_reject is not None and last_reject >= end:
             detail = f"{source}: rejects reach {last_reject}, trades only {end - 1}: in flight"
             report.add("ahead", detail, "warning")
-        spans[source] = 0 if first is None else first, end
+        spans[source] = (first, min(end, last + 1)) if rows else (0, 0)
+        ends[source] = end
     twice = {source: Findings(str(source)) for source in spans}
     holes = {source: _Holes(source, moves[source], explain) for source in spans}
     for source, (first, end) in spans.items():
-        if first > 0:
+        if min(first, end) > 0:
             holes[source].add(0, min(first, end) - 1, before=True)
     cover(
         spans,
@@ -167,7 +169,9 @@ def _check_offsets(
         twice,
         progress,
     )
-    for source in spans:
+    for source, (_, upto) in spans.items():
+        if upto < ends[source]:
+            holes[source].add(upto, ends[source] - 1)
         report.findings += twice[source].take() + holes[source].findings.take()
 
 

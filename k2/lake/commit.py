@@ -37,7 +37,17 @@ from pyiceberg.table.update.snapshot import _MergeAppendFiles
 from k2.errors import CommitFailed, Fenced, SchemaMismatch
 from k2.lake.catalog import arrow_with_ids, load_table, rejects_name
 from k2.lake.maintenance import expire
-from k2.lake.offsets import COMMIT_PROPERTY, OFFSETS_PROPERTY, Source, decode, encode
+from k2.lake.offsets import (
+    COMMIT_PROPERTY,
+    MOVES_PROPERTY,
+    OFFSETS_PROPERTY,
+    Move,
+    Source,
+    decode,
+    decode_moves,
+    encode,
+    encode_moves,
+)
 from k2.schemas import REJECTS, TRADES
 from k2.settings import Settings
 
@@ -99,6 +109,21 @@ class Sink:
             "column_encoding": {n: "DELTA_BINARY_PACKED" for n in _DELTA if n in names},
         }
 
+    @property
+    def catalog(self) -> Catalog:
+        """Where the table is."""
+        return self._catalog
+
+    def moves(self) -> list[Move]:
+        """Return what operators did to the offsets, oldest first.
+
+        Raises:
+            CatalogUnavailable: the catalog does not answer.
+        """
+        with self._lock:
+            self._table = load_table(self._catalog, self._name)
+            return _moves(self._table)
+
     def offsets(self) -> dict[Source, int]:
         """Return the next offset of every source written so far, from the newest snapshot.
 
@@ -140,7 +165,8 @@ class Sink:
         self,
         files: Sequence[DataFile],
         expected: Mapping[Source, int | None],
-        advance: Mapping[Source, int],
+        advance: Mapping[Source, int | None],
+        moves: Sequence[Move] = (),
     ) -> int:
         """Add files and move offsets in one atomic snapshot, or do nothing.
 
@@ -148,7 +174,8 @@ class Sink:
             files: from `write`; none is fine, the offsets move all the same.
             expected: next offset that we last wrote, of each source (None: never written).
             advance: next offset after this commit, of each source that moves; the offsets of all
-                other sources are carried forward.
+                other sources are carried forward. None: forget the source.
+            moves: an operator's reasons, carried forward by all later commits.
 
         Returns:
             The id of the snapshot.
@@ -159,7 +186,7 @@ class Sink:
                 unknown if the catalog went away: read `offsets` before anything else.
         """
         with self._lock:
-            snapshot_id = self._commit(files, expected, advance)
+            snapshot_id = self._commit(files, expected, advance, moves)
             self._commits += 1
             if self._commits % self._settings.snapshots_expire_every == 0:
                 expire(self._table, self._settings)
@@ -169,7 +196,8 @@ class Sink:
         self,
         files: Sequence[DataFile],
         expected: Mapping[Source, int | None],
-        advance: Mapping[Source, int],
+        advance: Mapping[Source, int | None],
+        moves: Sequence[Move],
     ) -> int:
         identity = str(uuid.uuid4())
         deadline = time.monotonic() + self._settings.commit_timeout_ms / 1000
@@ -186,7 +214,7 @@ class Sink:
                     return found
                 _fence(self._table, expected)
                 tried = True
-                return self._swap(files, advance, identity)
+                return self._swap(files, advance, moves, identity)
             except (Fenced, SchemaMismatch):
                 raise
             except ValidationException as exc:
@@ -208,11 +236,20 @@ class Sink:
             time.sleep(min(left_s, random.uniform(0.001, backoff_s)))
             backoff_s = min(backoff_s * 2, most_s)
 
-    def _swap(self, files: Sequence[DataFile], advance: Mapping[Source, int], identity: str) -> int:
+    def _swap(
+        self,
+        files: Sequence[DataFile],
+        advance: Mapping[Source, int | None],
+        moves: Sequence[Move],
+        identity: str,
+    ) -> int:
+        offsets = {**_offsets(self._table), **advance}
         properties = {
-            OFFSETS_PROPERTY: encode({**_offsets(self._table), **advance}),
+            OFFSETS_PROPERTY: encode({s: at for s, at in offsets.items() if at is not None}),
             COMMIT_PROPERTY: identity,
         }
+        if all_moves := [*_moves(self._table), *moves]:
+            properties[MOVES_PROPERTY] = encode_moves(all_moves)
         transaction = _Swap(self._table, autocommit=False)
         append = _MergeAppendFiles(
             Operation.APPEND, transaction, self._table.io, snapshot_properties=properties
@@ -270,6 +307,13 @@ def _offsets(table: Table) -> dict[Source, int]:
     if snapshot is None or snapshot.summary is None:
         return {}
     return decode(snapshot.summary[OFFSETS_PROPERTY])
+
+
+def _moves(table: Table) -> list[Move]:
+    snapshot = table.metadata.current_snapshot()
+    if snapshot is None or snapshot.summary is None:
+        return []
+    return decode_moves(snapshot.summary[MOVES_PROPERTY])
 
 
 def _holds(table: Table, expected: Mapping[Source, int | None]) -> bool:

@@ -73,7 +73,7 @@ def cover(
     done = 0
     pending: dict[Source, tuple[int, int]] = {}
     for window, chosen in windows:
-        for stretch in window:
+        for stretch in window if chosen else ():
             stretch.rows = np.zeros(stretch.end - stretch.first, np.uint8)
         by_source = {stretch.source: stretch for stretch in window}
         for file in chosen:
@@ -81,8 +81,11 @@ def cover(
             done += 1
             progress(done, steps)
         for stretch in window:
-            _tell(stretch, pending, hole, twice[stretch.source])
-            stretch.rows = np.empty(0, np.uint8)
+            if chosen:
+                _tell(stretch, pending, hole, twice[stretch.source])
+                stretch.rows = np.empty(0, np.uint8)
+            else:
+                _extend(stretch.source, stretch.first, stretch.end - 1, pending, hole)
     for source, (first, last) in pending.items():
         hole(source, first, last)
 
@@ -153,13 +156,7 @@ def _tell(
     """Tell the holes but for one that ends with the stretch: it may go on in the next one."""
     source = stretch.source
     for first, last in _runs_of_zeros(stretch):
-        if source in pending:
-            begin, before = pending[source]
-            if before + 1 == first:
-                pending[source] = begin, last
-                continue
-            hole(source, begin, before)
-        pending[source] = first, last
+        _extend(source, first, last, pending, hole)
     for at in range(0, len(stretch.rows), _SLICE):
         piece = stretch.rows[at : at + _SLICE]
         for index in np.flatnonzero(piece > 1).tolist():
@@ -167,6 +164,18 @@ def _tell(
             more = " or more" if count == _COUNTED_MAX else ""
             offset = stretch.first + at + index
             twice.add("offset_twice", f"{source}: offset {offset}: {count}{more} rows")
+
+
+def _extend(
+    source: Source, first: int, last: int, pending: dict[Source, tuple[int, int]], hole: Hole
+) -> None:
+    if source in pending:
+        begin, before = pending[source]
+        if before + 1 == first:
+            pending[source] = begin, last
+            return
+        hole(source, begin, before)
+    pending[source] = first, last
 
 
 def _runs_of_zeros(stretch: _Stretch) -> Iterator[tuple[int, int]]:
