@@ -39,7 +39,9 @@ from k2.errors import (
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source
 from k2.lake.states import rebuild
+from k2.logs import Logs
 from k2.sequence import Rules, SymbolState
+from k2.settings import Settings
 from k2.transport import Fetched
 
 __all__ = ["Ingest"]
@@ -126,6 +128,7 @@ class Ingest:
         sources = {tp: Source(cluster, tp.topic, tp.partition) for tp in tps}
         states, keys = sequences.load(set(sources.values()))
         starts = await self.app.consumer.earliest_offsets(*tps) if tps else {}
+        ends = await self.app.consumer.highwaters(*tps) if tps else {}
         for tp, source in sources.items():
             stored = trades.get(source)
             known = states.get(source)
@@ -133,13 +136,13 @@ class Ingest:
             if stored is None:
                 # Nothing of this log is in Iceberg: begin where the log begins.
                 stored, watermark, symbols = starts[tp], starts[tp], {}
-            # The log's end is not compared: Tansu names the last batch's first offset as the end. A
-            # log that is too short shows at the first fetch, which the transport then refuses.
             if stored < starts[tp]:
                 raise LogTruncated(
                     f"{source}: Iceberg needs the log from offset {stored}, but it starts at "
                     f"{starts[tp]}: did retention outrun the worker? {_remedy(source, 'start')}"
                 )
+            if stored > (ends.get(tp) or 0):
+                await asyncio.to_thread(_require_end, self.settings, source, stored)
             # What an operator skipped is not read, not even for the state.
             least = max([starts[tp], *(m.after or 0 for m in moves if m.source == source)])
             if watermark is None or not least <= watermark <= stored:
@@ -407,8 +410,26 @@ class Ingest:
         return await asyncio.get_running_loop().run_in_executor(self._lake, call, *args)
 
 
-def _remedy(source: Source, to: str) -> str:
+def _require_end(settings: Settings, source: Source, stored: int) -> None:
+    """Read where the log ends: Tansu names its last batch's first offset as the end.
+
+    Kafka refuses a fetch from beyond the end; Tansu waits until the log has grown, and what came
+    meanwhile would be skipped in silence.
+    """
+    logs = Logs(settings)
+    try:
+        log = logs.log(source)
+    finally:
+        logs.close()
+    if log is not None and log.end < stored:
+        raise LogTruncated(
+            f"{source}: Iceberg has the log up to offset {stored}, but it ends at {log.end}: was "
+            f"the topic made anew, or the log truncated? {_remedy(source, 'end', '--force --yes')}"
+        )
+
+
+def _remedy(source: Source, to: str, more: str = "--yes") -> str:
     return (
         "`k2 offsets show` compares both; to go on without what is lost: `k2 offsets move "
-        f"{source.topic} {source.partition} --to {to} --reason TEXT --yes`"
+        f"{source.topic} {source.partition} --to {to} --reason TEXT {more}`"
     )

@@ -12,12 +12,12 @@ import orjson
 from rich import box
 from rich.table import Table
 
-from k2.cli.logs import Log, Logs
 from k2.cli.output import console, note, opened
 from k2.errors import BadQuery, BrokerUnavailable, K2Error
 from k2.lake.catalog import open_catalog
 from k2.lake.moves import Offsets
 from k2.lake.offsets import Source
+from k2.logs import Log, Logs
 from k2.settings import load
 
 __all__ = ["offsets"]
@@ -204,10 +204,10 @@ def _confirmed(logs: Logs | None, yes: bool, dry_run: bool, force: bool) -> bool
         note("nothing done: --yes does it")
         return False
     # A worker at it would be fenced and rejoin, but what it buffers is then read again for nothing.
-    if not force and logs is not None and (members := logs.members()):
+    if not force and logs is not None and (found := logs.workers()):
         raise K2Error(
-            f"group {load().group}: {members} workers run; stop them first, or --force: they "
-            "drop what they have in hand and go on at the new offset"
+            f"workers run ({found}): stop them first, or --force: they drop what they have in hand "
+            "and go on at the new offset"
         )
     return True
 

@@ -148,8 +148,9 @@ def _check_offsets(
             if highest is not None:
                 _check_end(source, name, highest, limit, moves[source], report)
         if end is None:
-            # Nothing is promised of trades (any more): only what is there can be checked.
-            end = last + 1
+            # Nothing is promised of trades (any more): what is there, and was until forgotten.
+            end = moves[source][-1].before if moves[source] else None
+            end = last + 1 if end is None else end
         if last_reject is not None and last_reject >= end:
             detail = f"{source}: rejects reach {last_reject}, trades only {end - 1}: in flight"
             report.add("ahead", detail, "warning")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupState, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from k2.errors import BrokerUnavailable
@@ -15,6 +15,11 @@ from k2.topics import cluster_id
 __all__ = ["Log", "Logs"]
 
 ANSWER_TIMEOUT_S = 5.0
+_WITH_MEMBERS = (
+    ConsumerGroupState.STABLE,
+    ConsumerGroupState.PREPARING_REBALANCING,
+    ConsumerGroupState.COMPLETING_REBALANCING,
+)
 
 
 class Log(NamedTuple):
@@ -46,6 +51,7 @@ class Logs:
                 "enable.auto.commit": False,
                 "auto.offset.reset": "error",
                 "enable.partition.eof": True,
+                "fetch.wait.max.ms": 20,
             }
         )
         self._admin = AdminClient(base)
@@ -87,8 +93,8 @@ class Logs:
         finally:
             self._consumer.unassign()
 
-    def members(self) -> int:
-        """How many workers the consumer group has now.
+    def workers(self) -> str | None:
+        """What the broker says of workers that run now; None: there are none.
 
         Raises:
             BrokerUnavailable: it does not say.
@@ -98,6 +104,10 @@ class Logs:
             described = self._admin.describe_consumer_groups(
                 [group], request_timeout=ANSWER_TIMEOUT_S
             )
-            return len(described[group].result().members)
+            found = described[group].result()
         except KafkaException as exc:
             raise BrokerUnavailable(f"group {group}: {exc.args[0].str()}") from exc
+        # Tansu lists no members: the group's state has to do.
+        if found.members or found.state in _WITH_MEMBERS:
+            return f"group {group} is {found.state.name.lower()}, {len(found.members)} members"
+        return None
