@@ -107,7 +107,10 @@ class Logs:
             found = described[group].result()
         except KafkaException as exc:
             raise BrokerUnavailable(f"group {group}: {exc.args[0].str()}") from exc
-        # Tansu lists no members: the group's state has to do.
-        if found.members or found.state in _WITH_MEMBERS:
-            return f"group {group} is {found.state.name.lower()}, {len(found.members)} members"
+        if found.members:
+            return f"workers run: {len(found.members)} members in group {group}"
+        if found.state in _WITH_MEMBERS:
+            # Tansu lists no members, and calls a group stable also after the last one has left.
+            state = found.state.name.lower()
+            return f"the broker calls group {group} {state} and lists no members: workers may run"
         return None

@@ -206,7 +206,7 @@ def _confirmed(logs: Logs | None, yes: bool, dry_run: bool, force: bool) -> bool
     # A worker at it would be fenced and rejoin, but what it buffers is then read again for nothing.
     if not force and logs is not None and (found := logs.workers()):
         raise K2Error(
-            f"workers run ({found}): stop them first, or --force: they drop what they have in hand "
+            f"{found}. Stop them first; with --force those that run drop what they have in hand "
             "and go on at the new offset"
         )
     return True

@@ -38,7 +38,7 @@ def test_skipped_records_are_given_up_and_the_audit_knows(lake: Settings) -> Non
     with Worker(lake) as worker:
         _await(worker, lake, 20)
         done = _move(lake, "end")
-        assert (done.returncode, "workers run" in done.stderr) == (2, True), done.stderr
+        assert (done.returncode, "Stop them first" in done.stderr) == (2, True), done.stderr
         worker.terminate()
     _send(lake, trades[20:40])
     assert _show(lake)[0] == {"trades": 20, "log_start": 0, "log_end": 40, "verdict": "ok"}

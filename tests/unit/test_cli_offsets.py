@@ -8,6 +8,8 @@ from click.testing import CliRunner, Result
 from test_lake_audit import A, B, Lake, trade
 
 from k2.cli import cli
+from k2.cli.offsets import _verdict as verdict_of
+from k2.logs import Log
 
 DEAD = "127.0.0.1:1"
 WHY = ("--reason", "gone")
@@ -66,6 +68,30 @@ def test_what_cannot_be_done_is_one_line(
     result = k2(data, *arguments)
     assert result.exit_code == 2
     assert f"k2: {message}" in result.stderr
+
+
+class Asked:
+    """All that a verdict wants of the logs."""
+
+    cluster = A.cluster
+
+
+@pytest.mark.parametrize(
+    ("following", "log", "verdict"),
+    [
+        (5, Log(5, 9), "ok"),
+        (9, Log(0, 9), "ok"),
+        (None, Log(7, 9), "ok"),
+        (4, Log(5, 9), "log starts above: lost by retention"),
+        (10, Log(0, 9), "log ends below: truncated or recreated"),
+        (5, None, "no such topic"),
+    ],
+)
+def test_the_verdict_compares_the_next_offset_with_the_log(
+    following: int | None, log: Log | None, verdict: str
+) -> None:
+    """The end is the next offset to come: to be there is to have all."""
+    assert verdict_of(A, following, Asked(), log) == verdict
 
 
 @pytest.mark.parametrize("command", ["show", "move", "forget"])
