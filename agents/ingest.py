@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from faust.types import TP
 from k2.agents.assemble import Checked, assemble
+from k2.agents.reach import remedy, require_end
 from k2.agents.rejects import publish
 from k2.tables import sequences
 
@@ -39,9 +40,7 @@ from k2.errors import (
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source
 from k2.lake.states import rebuild
-from k2.logs import Logs
 from k2.sequence import Rules, SymbolState
-from k2.settings import Settings
 from k2.transport import Fetched
 
 __all__ = ["Ingest"]
@@ -139,10 +138,10 @@ class Ingest:
             if stored < starts[tp]:
                 raise LogTruncated(
                     f"{source}: Iceberg needs the log from offset {stored}, but it starts at "
-                    f"{starts[tp]}: did retention outrun the worker? {_remedy(source, 'start')}"
+                    f"{starts[tp]}: did retention outrun the worker? {remedy(source, 'start')}"
                 )
             if stored > (ends.get(tp) or 0):
-                await asyncio.to_thread(_require_end, self.settings, source, stored)
+                await asyncio.to_thread(require_end, self.settings, source, stored)
             # What an operator skipped is not read, not even for the state.
             least = max([starts[tp], *(m.after or 0 for m in moves if m.source == source)])
             if watermark is None or not least <= watermark <= stored:
@@ -209,7 +208,7 @@ class Ingest:
                 LogTruncated(
                     f"{partition.source}: expected offset {partition.next_offset}, the broker went "
                     f"on at {fetched.first_offset}: the log was truncated below the reader. "
-                    f"{_remedy(partition.source, 'start')}"
+                    f"{remedy(partition.source, 'start')}"
                 )
             )
             return
@@ -408,28 +407,3 @@ class Ingest:
 
     async def _in_lake(self, call: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._lake, call, *args)
-
-
-def _require_end(settings: Settings, source: Source, stored: int) -> None:
-    """Read where the log ends: Tansu names its last batch's first offset as the end.
-
-    Kafka refuses a fetch from beyond the end; Tansu waits until the log has grown, and what came
-    meanwhile would be skipped in silence.
-    """
-    logs = Logs(settings)
-    try:
-        log = logs.log(source)
-    finally:
-        logs.close()
-    if log is not None and log.end < stored:
-        raise LogTruncated(
-            f"{source}: Iceberg has the log up to offset {stored}, but it ends at {log.end}: was "
-            f"the topic made anew, or the log truncated? {_remedy(source, 'end', '--force --yes')}"
-        )
-
-
-def _remedy(source: Source, to: str, more: str = "--yes") -> str:
-    return (
-        "`k2 offsets show` compares both; to go on without what is lost: `k2 offsets move "
-        f"{source.topic} {source.partition} --to {to} --reason TEXT {more}`"
-    )

@@ -29,7 +29,6 @@ __all__ = ["bounds", "console", "form_of", "note", "opened", "ranged", "run", "w
 LIMIT_SHOWN = 20
 #: A table is not cut to the terminal's width: a digit less would be another price.
 WIDTH_MAX = 1000
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _LOOK_EVERY_S = 0.1
 _STOP_EVERY_S = 0.02
 
@@ -79,8 +78,6 @@ def opened() -> Iterator[tuple[Engine, Stop]]:
         if isinstance(exc.__cause__, NoSuchTableError):
             raise CatalogUnavailable(hint) from exc
         raise
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
     finally:
         engine.close()
 
