@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -39,7 +39,7 @@ from k2.errors import (
 )
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source
-from k2.lake.states import rebuild
+from k2.lake.states import inherit, rebuild
 from k2.sequence import Rules, SymbolState
 from k2.transport import Fetched
 
@@ -134,7 +134,8 @@ class Ingest:
             watermark, symbols = (known.watermark, known.symbols) if known else (None, {})
             if stored is None:
                 # Nothing of this log is in Iceberg: begin where the log begins.
-                stored, watermark, symbols = starts[tp], starts[tp], {}
+                stored = watermark = starts[tp]
+                symbols = await self._inherit(source, trades)
             if stored < starts[tp]:
                 raise LogTruncated(
                     f"{source}: Iceberg needs the log from offset {stored}, but it starts at "
@@ -159,6 +160,11 @@ class Ingest:
             )
         self.started = True
         return {tp: self._partitions[tp].next_offset for tp in tps}
+
+    async def _inherit(self, source: Source, known: Iterable[Source]) -> Symbols:
+        """Sequence states of a log that is new: those of the same partition in clusters before."""
+        catalog, settings, rules = self._trades.catalog, self.settings, self._rules
+        return await self._patiently(lambda: inherit(catalog, settings, source, known, rules))
 
     async def _rebuild(
         self, source: Source, watermark: int | None, symbols: Symbols, stored: int

@@ -171,8 +171,8 @@ class Stack(Running):
         cluster = cluster_id(self.settings.broker)
         if set_aside_tables(self.settings.data, cluster):
             state = (
-                "the sequence state starts anew, and records that an in-memory broker held and "
-                "that were not committed when it ended are gone"
+                "records that an in-memory broker held and that were not committed when it ended "
+                "are gone: send them again, what is there already becomes duplicates"
                 if self._embedded
                 else "the sequence state is rebuilt from this cluster's changelog topics, if any"
             )

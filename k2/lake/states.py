@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -25,7 +26,7 @@ from k2.schemas import TRADE_BATCH
 from k2.sequence import Rules, SymbolState, check
 from k2.settings import Settings
 
-__all__ = ["rebuild"]
+__all__ = ["inherit", "rebuild"]
 
 #: Untyped: the annotations of these pydantic classes know their keywords only.
 _iceberg: Any = pyiceberg.expressions
@@ -35,6 +36,45 @@ _COLUMNS = ("exchange", "symbol", "sequence", "ts_event", "kafka_offset")
 _SCHEMA = pa.schema([TRADE_BATCH.field(name) for name in _COLUMNS])
 
 Symbols = dict[tuple[str, str], SymbolState]
+
+
+def inherit(
+    catalog: Catalog, settings: Settings, source: Source, offsets: Iterable[Source], rules: Rules
+) -> Symbols:
+    """States for a log of which nothing is in the table: those of the same partition before.
+
+    A topic made anew, or a broker that lost its log, is often sent again what it held: without the
+    former states it would all be taken for new.
+
+    Args:
+        offsets: all sources that the table knows.
+
+    Raises:
+        CatalogUnavailable: the table or a data file cannot be read.
+    """
+    former = [s for s in offsets if (s.topic, s.partition) == (source.topic, source.partition)]
+    states: Symbols = {}
+    for before in _by_age(catalog, settings, former):
+        # Offsets of one log say nothing about those of another.
+        own = {name: replace(state, offset=-1) for name, state in states.items()}
+        states = rebuild(catalog, settings, before, own, 0, 1 << 62, rules)
+    return {name: replace(state, offset=-1) for name, state in states.items()}
+
+
+def _by_age(catalog: Catalog, settings: Settings, sources: list[Source]) -> list[Source]:
+    """The sources by their last row's time of ingest."""
+    if len(sources) < 2:
+        return sources
+    table = load_table(catalog, trades_name(settings))
+    condition = _iceberg.In("kafka_cluster", {source.cluster for source in sources})
+    scan = table.scan(row_filter=condition, selected_fields=("kafka_cluster", "ingest_time"))
+    last: dict[str, Any] = {}
+    for batch in scan.to_arrow_batch_reader():
+        grouped = pa.table(batch).group_by("kafka_cluster").aggregate([("ingest_time", "max")])
+        for row in grouped.to_pylist():
+            name, newest = row["kafka_cluster"], row["ingest_time_max"]
+            last[name] = max(last.get(name, newest), newest)
+    return sorted((s for s in sources if s.cluster in last), key=lambda s: last[s.cluster])
 
 
 def rebuild(

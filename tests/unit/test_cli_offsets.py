@@ -57,8 +57,8 @@ def test_forget_does_nothing_without_yes(data: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("move", A.topic, "0", "--to", "end", *WHY), "BrokerUnavailable: the log's bounds"),
-        (("forget", "--cluster", "x", *WHY), "BadQuery: cluster: x: no offsets"),
+        (("move", A.topic, "0", "--to", "end", *WHY), "the log's bounds"),
+        (("forget", "--cluster", "x", *WHY), "cluster: x: no offsets"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

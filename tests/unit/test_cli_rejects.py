@@ -161,7 +161,7 @@ def test_a_bad_parameter_is_one_line_that_names_it(
     """Exit code 2 and nothing done."""
     result = k2(lake, *arguments)
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"k2: BadQuery: {parameter}: ")
+    assert result.stderr.startswith(f"k2: {parameter}: ")
 
 
 def test_tables_without_rejects_are_no_error(tmp_path: Path) -> None:
