@@ -43,5 +43,5 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[embedded,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[embedded,full,dev]'
 	touch $@

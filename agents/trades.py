@@ -26,7 +26,7 @@ def _ingest() -> Ingest:
         Sink(catalog, trades_name(settings), settings),
         Sink(catalog, rejects_name(settings), settings),
         frozenset(settings.trades_topic(exchange) for exchange in settings.exchange_names),
-        lambda: cluster_id(settings.broker),
+        lambda: cluster_id(settings),
     )
 
 

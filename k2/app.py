@@ -13,8 +13,10 @@ from typing import Any
 
 import faust
 import pyarrow as pa
+from faust.auth import SASLCredentials, SSLCredentials
 
 from k2 import settings as k2_settings
+from k2.security import ssl_context
 from k2.settings import Settings
 from k2.transport import BatchSource, Fetched
 
@@ -91,6 +93,7 @@ def create_app(settings: Settings) -> App:
     created = App(
         settings.group,
         broker=";".join(f"k2://{address.strip()}" for address in settings.broker.split(",")),
+        broker_credentials=_credentials(settings),
         autodiscover=["k2.agents", "k2.web"],
         origin="k2",
         store="k2://",
@@ -122,6 +125,18 @@ def create_app(settings: Settings) -> App:
     )
     created.settings = settings
     return created
+
+
+def _credentials(settings: Settings) -> Any:
+    context = ssl_context(settings)
+    if settings.uses_sasl:
+        return SASLCredentials(
+            username=settings.broker_user,
+            password=settings.broker_password,
+            ssl_context=context,
+            mechanism=settings.broker_sasl,
+        )
+    return SSLCredentials(context) if context else None
 
 
 app = create_app(k2_settings.load())

@@ -7,6 +7,7 @@ misspelt setting never falls back to a default in silence.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,6 +19,11 @@ from k2.errors import SettingError
 __all__ = ["Settings", "load"]
 
 MIB = 1024 * 1024
+SECURITY = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+
+#: User and password of a URI.
+_USER_INFO = re.compile(r"//[^/@\s]*@")
 
 
 def _setting(default: Any, unit: str, help: str, low: Any = None, high: Any = None) -> Any:
@@ -25,14 +31,37 @@ def _setting(default: Any, unit: str, help: str, low: Any = None, high: Any = No
     return field(default=default, metadata=meta)
 
 
-@dataclass(frozen=True, slots=True)
+def _choice(default: str, help: str, choices: tuple[str, ...]) -> Any:
+    return field(default=default, metadata={"unit": "|".join(choices), "help": help})
+
+
+def _secret(help: str) -> Any:
+    return field(default="", metadata={"unit": "secret", "help": help})
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Settings:
-    """One value a setting; see each field's metadata for unit, help and bounds."""
+    """One value a setting; see each field's metadata for unit, help and bounds.
+
+    A field of unit "secret" is never shown: `repr` has stars for it, and whoever makes a message
+    of what a library said passes it through `hide`.
+    """
 
     data: Path = _setting(
         Path("k2-data"), "folder", "Warehouse, catalog, RocksDB and logs live here."
     )
     broker: str = _setting("127.0.0.1:9092", "host:port[,...]", "Kafka bootstrap servers.")
+    broker_security: str = _choice(
+        "PLAINTEXT", "Kafka's security protocol, as its listener has it.", SECURITY
+    )
+    broker_sasl: str = _choice("PLAIN", "SASL mechanism, with SASL_*.", MECHANISMS)
+    broker_user: str = _setting("", "name", "SASL user, with SASL_*.")
+    broker_password: str = _secret("SASL password, with SASL_*.")
+    broker_ca: str = _setting(
+        "", "file", "PEM certificates to trust, with *SSL; empty: the system's."
+    )
+    broker_cert: str = _setting("", "file", "PEM client certificate, with *SSL.")
+    broker_key: str = _setting("", "file", "PEM key of `broker_cert`, without a passphrase.")
     group: str = _setting("k2", "name", "Consumer group, and prefix of the changelog topics.")
     worker: str = _setting("0", "name", "Name of this worker: its folder for tables.")
     exchanges: str = _setting(
@@ -46,8 +75,22 @@ class Settings:
     partitions: int = _setting(4, "count", "Partitions of a topic that K2 creates.", 1, 1024)
     replication: int = _setting(1, "count", "Replicas of a topic that K2 creates.", 1, 16)
     registry_url: str = _setting("", "URL", "Confluent Schema Registry; empty: the file in `data`.")
-    catalog_uri: str = _setting("", "URI", "Iceberg catalog; empty: SQLite in `data`.")
-    warehouse: str = _setting("", "URI", "Iceberg warehouse; empty: a folder in `data`.")
+    catalog_uri: str = _setting(
+        "", "URI", "Iceberg catalog: http(s) is a REST one, else SQL; empty: SQLite in `data`."
+    )
+    catalog_credential: str = _secret("`client-id:client-secret` for a REST catalog's token.")
+    catalog_token: str = _secret("Bearer token of a REST catalog, instead of a credential.")
+    warehouse: str = _setting(
+        "", "URI", "Iceberg warehouse, as s3://bucket; empty: a folder in `data`."
+    )
+    s3_endpoint: str = _setting("", "URL", "S3 service of the warehouse; empty: Amazon's.")
+    s3_region: str = _setting("", "name", "S3 region; empty: as the AWS libraries find it.")
+    s3_access_key: str = _setting("", "id", "S3 access key; empty: as the AWS libraries find it.")
+    s3_secret_key: str = _secret("S3 secret key, with `s3_access_key`.")
+    s3_session_token: str = _secret("S3 session token of temporary keys.")
+    s3_path_style: bool = _setting(
+        True, "true|false", "Bucket in the path of an S3 URL; false: in its host name."
+    )
     namespace: str = _setting("market", "name", "Iceberg namespace of K2's tables.")
     port: int = _setting(6066, "port", "The web views' port.", 1, 65535)
     bind: str = _setting("127.0.0.1", "address", "The web views' address.")
@@ -99,11 +142,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         for spec in fields(self):
-            value, low, high = getattr(self, spec.name), spec.metadata["low"], spec.metadata["high"]
+            value, unit = getattr(self, spec.name), spec.metadata["unit"]
+            low, high = spec.metadata.get("low"), spec.metadata.get("high")
             if low is not None and not low <= value <= high:
                 raise SettingError(
-                    f"K2_{spec.name.upper()}: {value} is outside {low}..{high}"
-                    f" (in {spec.metadata['unit']})"
+                    f"K2_{spec.name.upper()}: {value} is outside {low}..{high} (in {unit})"
                 )
         if self.shutdown_timeout_ms >= self.session_timeout_ms:
             raise SettingError(
@@ -116,6 +159,79 @@ class Settings:
                 f"inflight_bytes_max ({self.inflight_bytes_max})"
             )
         _ = self.exchange_names, self.exchange_zones
+        self._check_broker()
+        self._check_lake()
+
+    def _check_broker(self) -> None:
+        _one_of("broker_security", self.broker_security, SECURITY)
+        _one_of("broker_sasl", self.broker_sasl, MECHANISMS)
+        security = f"broker_security ({self.broker_security})"
+        if self.uses_sasl and not (self.broker_user and self.broker_password):
+            raise SettingError(f"{security} needs broker_user and broker_password")
+        if not self.uses_sasl and (self.broker_user or self.broker_password):
+            raise SettingError(f"broker_user, broker_password: not used by {security}")
+        for name in ("broker_ca", "broker_cert", "broker_key"):
+            if file := getattr(self, name):
+                if not self.uses_tls:
+                    raise SettingError(f"{name}: {file} is not used by {security}")
+                if not Path(file).is_file():
+                    raise SettingError(f"{name}: {file} is no file")
+        if bool(self.broker_cert) != bool(self.broker_key):
+            raise SettingError("broker_cert, broker_key: both or neither")
+
+    def _check_lake(self) -> None:
+        if self.uses_rest and not self.warehouse:
+            raise SettingError("warehouse: empty; a REST catalog wants its name, as s3://bucket")
+        if not self.uses_rest and (self.catalog_credential or self.catalog_token):
+            raise SettingError(
+                "catalog_credential, catalog_token: only for a catalog_uri of http or https"
+            )
+        if self.catalog_credential and self.catalog_token:
+            raise SettingError("catalog_credential, catalog_token: one of both")
+        if self.catalog_credential and ":" not in self.catalog_credential:
+            raise SettingError("catalog_credential: not of the form client-id:client-secret")
+        if bool(self.s3_access_key) != bool(self.s3_secret_key):
+            raise SettingError("s3_access_key, s3_secret_key: both or neither")
+        if self.s3_session_token and not self.s3_access_key:
+            raise SettingError("s3_session_token: needs s3_access_key and s3_secret_key")
+        if self.s3_endpoint and not self.s3_region:
+            # PyArrow would ask Amazon for the region of a bucket that is not Amazon's.
+            raise SettingError(f"s3_region: empty, but s3_endpoint is {self.s3_endpoint}")
+        if self.s3_endpoint and not self.warehouse.startswith("s3"):
+            raise SettingError(
+                f"s3_endpoint: {self.s3_endpoint}, but the warehouse is "
+                f"{self.warehouse or 'a folder'}, not s3://"
+            )
+
+    def __repr__(self) -> str:
+        shown = (f"{spec.name}={self._shown(spec.name)}" for spec in fields(self))
+        return f"Settings({', '.join(shown)})"
+
+    def _shown(self, name: str) -> str:
+        value = getattr(self, name)
+        if name in _SECRETS:
+            return "'***'" if value else "''"
+        return _USER_INFO.sub("//***@", repr(value))
+
+    def hide(self, text: str) -> str:
+        """Return `text` with stars for every secret value in it, and for users of URIs."""
+        for name in _SECRETS:
+            for secret in (value := getattr(self, name), value.partition(":")[2]):
+                if secret:
+                    text = text.replace(secret, "***")
+        return _USER_INFO.sub("//***@", text)
+
+    @property
+    def uses_sasl(self) -> bool:
+        return self.broker_security.startswith("SASL")
+
+    @property
+    def uses_tls(self) -> bool:
+        return self.broker_security.endswith("SSL")
+
+    @property
+    def uses_rest(self) -> bool:
+        return self.catalog_uri.startswith(("http://", "https://"))
 
     @property
     def exchange_names(self) -> tuple[str, ...]:
@@ -142,6 +258,14 @@ class Settings:
         return f"market.trades.{exchange.lower()}"
 
 
+_SECRETS = tuple(spec.name for spec in fields(Settings) if spec.metadata["unit"] == "secret")
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise SettingError(f"{name}: {value!r} is none of {', '.join(choices)}")
+
+
 def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
     """Read the settings from `K2_*` in `environ`; `overrides` (not None) win.
 
@@ -163,6 +287,11 @@ def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:
 
 
 def _parse(variable: str, text: str, kind: type) -> Any:
+    if kind is bool:
+        # Also as `str` writes them, for the workers that a stack starts.
+        if (value := text.strip().lower()) not in ("true", "false"):
+            raise SettingError(f"{variable}: {text!r} is neither true nor false")
+        return value == "true"
     try:
         return kind(text)
     except ValueError as exc:

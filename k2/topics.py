@@ -9,6 +9,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from k2.errors import BrokerUnavailable, K2Error, SettingError, TopicMissing
+from k2.security import client_options
 from k2.settings import Settings
 
 __all__ = ["REJECTS_TOPIC", "check_topics", "cluster_id", "ensure_topics"]
@@ -17,20 +18,20 @@ ANSWER_TIMEOUT_S = 5.0
 REJECTS_TOPIC = "market.rejects"
 
 
-def _metadata(address: str, admin: AdminClient | None = None) -> Any:
-    client = admin or _admin(address)
+def _metadata(settings: Settings, admin: AdminClient | None = None) -> Any:
+    client = admin or _admin(settings)
     try:
         return client.list_topics(timeout=ANSWER_TIMEOUT_S)
     except KafkaException as exc:
         raise BrokerUnavailable(
-            f"no Kafka broker answers at {address} within {ANSWER_TIMEOUT_S:g} s: "
-            f"{exc.args[0].str()}"
+            f"no Kafka broker answers at {settings.broker} by {settings.broker_security} within "
+            f"{ANSWER_TIMEOUT_S:g} s: {exc.args[0].str()}"
         ) from exc
 
 
-def _admin(address: str) -> AdminClient:
+def _admin(settings: Settings) -> AdminClient:
     # librdkafka prints every connection attempt; the error we raise says it once.
-    return AdminClient({"bootstrap.servers": address, "log_level": 0}, logger=_Silent())
+    return AdminClient({**client_options(settings), "log_level": 0}, logger=_Silent())
 
 
 class _Silent:
@@ -40,15 +41,15 @@ class _Silent:
         """Drop it."""
 
 
-def cluster_id(address: str) -> str:
-    """Return the id of the cluster at `address`.
+def cluster_id(settings: Settings) -> str:
+    """Return the id of the cluster at the settings' broker.
 
     Raises:
         BrokerUnavailable: nobody answers within seconds; names the address.
     """
-    found = _metadata(address).cluster_id
+    found = _metadata(settings).cluster_id
     if not found:
-        raise BrokerUnavailable(f"the broker at {address} names no cluster id")
+        raise BrokerUnavailable(f"the broker at {settings.broker} names no cluster id")
     return str(found)
 
 
@@ -60,7 +61,7 @@ def check_topics(settings: Settings) -> None:
         TopicMissing: a topic does not exist.
         SettingError: a topic has another number of partitions than the setting.
     """
-    existing = _metadata(settings.broker).topics
+    existing = _metadata(settings).topics
     wanted = _trades_topics(settings)
     if missing := [name for name in wanted if name not in existing]:
         raise TopicMissing(
@@ -95,8 +96,8 @@ def ensure_topics(settings: Settings) -> list[str]:
         SettingError: a topic has another number of partitions than the setting.
         K2Error: the broker refused to create a topic.
     """
-    admin = _admin(settings.broker)
-    existing = _metadata(settings.broker, admin).topics
+    admin = _admin(settings)
+    existing = _metadata(settings, admin).topics
     wanted = _trades_topics(settings)
     _check_partitions([name for name in wanted if name in existing], existing, settings)
     missing = [name for name in [*wanted, REJECTS_TOPIC] if name not in existing]

@@ -17,6 +17,7 @@ from k2.errors import BrokerUnavailable
 from k2.lake.audit import Report, audit
 from k2.lake.catalog import open_catalog
 from k2.lake.offsets import Source
+from k2.security import client_options
 from k2.settings import Settings, load
 from k2.topics import cluster_id
 
@@ -29,10 +30,10 @@ class BrokerHoles:
     """Explains holes in the offsets by reading the log itself, while it still has them."""
 
     def __init__(self, settings: Settings) -> None:
-        self._cluster = cluster_id(settings.broker)
+        self._cluster = cluster_id(settings)
         self._consumer = Consumer(
             {
-                "bootstrap.servers": settings.broker,
+                **client_options(settings),
                 "group.id": f"{settings.group}-verify",
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",

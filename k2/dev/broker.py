@@ -10,6 +10,7 @@ from pathlib import Path
 
 from k2.dev.children import Child, Running
 from k2.errors import BrokerUnavailable, ChildDied
+from k2.settings import Settings
 from k2.topics import cluster_id
 
 __all__ = ["HOST", "Embedded", "free_port", "port_is_free"]
@@ -73,7 +74,7 @@ class Embedded(Running):
         while True:
             try:
                 child.check()
-                found = cluster_id(self.address)
+                found = cluster_id(Settings(broker=self.address))
             except ChildDied as exc:
                 raise BrokerUnavailable(f"embedded broker at {self.address}: {exc}") from exc
             except BrokerUnavailable:

@@ -168,7 +168,7 @@ class Stack(Running):
         )
 
     def _use_cluster(self) -> None:
-        cluster = cluster_id(self.settings.broker)
+        cluster = cluster_id(self.settings)
         if set_aside_tables(self.settings.data, cluster):
             state = (
                 "records that an in-memory broker held and that were not committed when it ended "

@@ -12,6 +12,7 @@ from confluent_kafka import KafkaException, Producer
 
 from k2.errors import BrokerUnavailable, FeedError, TopicMissing
 from k2.schemas import TRADE_AVRO
+from k2.security import client_options
 from k2.settings import Settings
 
 __all__ = ["Produced", "produce"]
@@ -78,7 +79,7 @@ def produce(
     producer = Producer(
         {
             **_CONFIG,
-            "bootstrap.servers": settings.broker,
+            **client_options(settings),
             "on_delivery": delivered,
             "log_level": 0,  # what matters is raised; the rest would garble a progress bar
         }

@@ -8,7 +8,6 @@ than that tries again in `k2.lake.commit`.
 from __future__ import annotations
 
 import random
-import re
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -65,10 +64,6 @@ _TABLE_PROPERTIES = {
 _T = TypeVar("_T")
 
 
-#: User and password of a URI: never in a message.
-_USER_INFO = re.compile(r"//[^/@\s]*@")
-
-
 def trades_name(settings: Settings) -> str:
     return f"{settings.namespace}.trades"
 
@@ -84,6 +79,8 @@ def replays_name(settings: Settings) -> str:
 def open_catalog(settings: Settings) -> Catalog:
     """Open (or create) the catalog that `settings` name; SQLite in `settings.data` by default.
 
+    The messages of all errors here are without secrets.
+
     Raises:
         CatalogUnavailable: it cannot be reached or created.
     """
@@ -92,7 +89,7 @@ def open_catalog(settings: Settings) -> Catalog:
         raise CatalogUnavailable(f"catalog {folder}: a URI cannot hold {' '.join(bad)} in a path")
     # Not `as_uri`: PyIceberg takes paths as they stand, and "%20" would be another folder.
     warehouse = settings.warehouse or f"file://{folder / 'warehouse'}"
-    properties = {"uri": settings.catalog_uri, "warehouse": warehouse}
+    properties = {"uri": settings.catalog_uri, "warehouse": warehouse, **_access(settings)}
     try:
         if not settings.catalog_uri:
             (folder / "warehouse").mkdir(parents=True, exist_ok=True)
@@ -104,8 +101,23 @@ def open_catalog(settings: Settings) -> Catalog:
             _retry(lambda: _use_wal(catalog), SQLAlchemyError)
     except Exception as exc:
         message = f"catalog {properties['uri'] or folder}: {type(exc).__name__}: {exc}"
-        raise CatalogUnavailable(_USER_INFO.sub("//***@", message)) from exc
+        raise CatalogUnavailable(settings.hide(message)) from exc
     return catalog
+
+
+def _access(settings: Settings) -> dict[str, str]:
+    """PyIceberg's properties for a REST catalog and for S3; none for what is not set."""
+    properties = {
+        "credential": settings.catalog_credential,
+        "token": settings.catalog_token,
+        "s3.endpoint": settings.s3_endpoint,
+        "s3.region": settings.s3_region,
+        "s3.access-key-id": settings.s3_access_key,
+        "s3.secret-access-key": settings.s3_secret_key,
+        "s3.session-token": settings.s3_session_token,
+        "s3.force-virtual-addressing": "" if settings.s3_path_style else "true",
+    }
+    return {name: value for name, value in properties.items() if value}
 
 
 def ensure_tables(catalog: Catalog, settings: Settings) -> None:
@@ -132,7 +144,7 @@ def ensure_tables(catalog: Catalog, settings: Settings) -> None:
         raise
     except Exception as exc:
         message = f"tables of {settings.namespace}: {type(exc).__name__}: {exc}"
-        raise CatalogUnavailable(message) from exc
+        raise CatalogUnavailable(settings.hide(message)) from exc
 
 
 def ensure_replays(catalog: Catalog, settings: Settings) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @pytest.mark.slow
 def test_clients_read_the_cluster_id_of_this_start(broker: Broker) -> None:
-    assert cluster_id(broker.address) == broker.cluster_id
+    assert cluster_id(Settings(broker=broker.address)) == broker.cluster_id
     assert broker.cluster_id.startswith("k2-")
 
 
@@ -29,7 +29,7 @@ def test_restart_on_the_same_port_is_another_cluster(tmp_path: Path) -> None:
     port, seen = free_port(), []
     for _ in range(2):
         with Embedded(tmp_path, port) as embedded:
-            seen.append(cluster_id(embedded.address))
+            seen.append(cluster_id(Settings(broker=embedded.address)))
     assert seen[0] != seen[1]
     assert port_is_free("127.0.0.1", port)
 
@@ -54,5 +54,5 @@ def test_port_in_use_is_refused(tmp_path: Path) -> None:
 def test_absent_broker_is_named_within_seconds() -> None:
     address, begin = f"127.0.0.1:{free_port()}", time.monotonic()
     with pytest.raises(BrokerUnavailable, match=address):
-        cluster_id(address)
+        cluster_id(Settings(broker=address))
     assert time.monotonic() - begin < 8

@@ -1,9 +1,15 @@
 """Settings: refused at start with name, value and limit."""
 
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
 
 from k2.errors import SettingError
-from k2.settings import load
+from k2.security import client_options, ssl_context
+from k2.settings import Settings, load
+
+REST = {"catalog_uri": "http://c", "warehouse": "s3://lake"}
 
 
 def test_environment_sets_a_setting() -> None:
@@ -24,6 +30,17 @@ def test_unknown_setting_is_refused_by_name() -> None:
         ("K2_TIMEZONES", "ASX=Nowhere/Land", "timezones: 'ASX=Nowhere/Land'"),
         ("K2_TIMEZONES", "ASX", "timezones: 'ASX'"),
         ("K2_SHUTDOWN_TIMEOUT_MS", "20000", "must be below session_timeout_ms"),
+        ("K2_BROKER_SECURITY", "TLS", "broker_security: 'TLS' is none of PLAINTEXT, SSL"),
+        ("K2_BROKER_SECURITY", "SASL_SSL", r"\(SASL_SSL\) needs broker_user and broker_password"),
+        ("K2_BROKER_SASL", "GSSAPI", "broker_sasl: 'GSSAPI' is none of PLAIN, SCRAM-SHA-256"),
+        ("K2_BROKER_USER", "u", r"broker_password: not used by broker_security \(PLAINTEXT\)"),
+        ("K2_BROKER_CA", "/ca.pem", "broker_ca: /ca.pem is not used by"),
+        ("K2_CATALOG_URI", "http://c", "warehouse: empty; a REST catalog wants its name"),
+        ("K2_CATALOG_TOKEN", "t", "catalog_token: only for a catalog_uri of http or https"),
+        ("K2_S3_ACCESS_KEY", "k", "s3_access_key, s3_secret_key: both or neither"),
+        ("K2_S3_SESSION_TOKEN", "t", "s3_session_token: needs s3_access_key"),
+        ("K2_S3_ENDPOINT", "http://s", "s3_region: empty, but s3_endpoint is http://s"),
+        ("K2_S3_PATH_STYLE", "1", "K2_S3_PATH_STYLE: '1' is neither true nor false"),
         ("K2_FETCH_BYTES_MAX", str(128 * 1024 * 1024), "must not exceed inflight_bytes_max"),
     ],
 )
@@ -36,3 +53,73 @@ def test_impossible_value_is_refused_with_its_limit(
 
 def test_override_wins_over_the_environment() -> None:
     assert load({"K2_PORT": "7000"}, port=7001).port == 7001
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"broker_security": "SSL", "broker_ca": "/no/ca.pem"}, "broker_ca: /no/ca.pem is no file"),
+        ({"broker_security": "SSL", "broker_cert": __file__}, "broker_cert, broker_key: both"),
+        ({**REST, "catalog_credential": "a:b", "catalog_token": "t"}, "one of both"),
+        ({**REST, "catalog_credential": "ab"}, "not of the form client-id:client-secret"),
+        ({"s3_endpoint": "http://s", "s3_region": "r"}, "the warehouse is a folder, not s3://"),
+    ],
+)
+def test_impossible_combination_is_refused(values: dict[str, str], message: str) -> None:
+    with pytest.raises(SettingError, match=message) as refused:
+        Settings(**values)  # type: ignore[arg-type]
+    assert "a:b" not in str(refused.value)
+
+
+def test_booleans_are_read_as_they_are_written() -> None:
+    """Those that a stack hands to its workers, as `str` writes them, and those of people."""
+    for text, value in (("True", True), ("False", False), ("true", True), ("false", False)):
+        assert load({"K2_S3_PATH_STYLE": text}).s3_path_style is value
+
+
+def test_no_secret_is_shown() -> None:
+    """Neither by `repr`, nor in a message that went through `hide`."""
+    values = {
+        s.name: f"{s.name}-x:y1z2" for s in fields(Settings) if s.metadata["unit"] == "secret"
+    }
+    assert len(values) == 5
+    token = values.pop("catalog_token")
+    settings = Settings(
+        **REST,
+        **values,  # type: ignore[arg-type]
+        broker_security="SASL_PLAINTEXT",
+        broker_user="alice",
+        s3_access_key="AK",
+        registry_url="http://user:pw@registry",
+    )
+    assert "alice" in repr(settings)
+    for secret in (*values.values(), "y1z2", "pw@"):
+        assert secret not in repr(settings)
+        assert secret not in settings.hide(f"at http://user:{secret}registry")
+    assert token not in repr(Settings(**REST, catalog_token=token))
+
+
+def test_librdkafka_is_told_what_the_settings_say() -> None:
+    settings = Settings(
+        broker="b:1", broker_security="SASL_SSL", broker_sasl="SCRAM-SHA-512", broker_user="u",
+        broker_password="p", broker_ca=__file__,
+    )  # fmt: skip
+    assert client_options(settings) == {
+        "bootstrap.servers": "b:1",
+        "security.protocol": "SASL_SSL",
+        "sasl.mechanism": "SCRAM-SHA-512",
+        "sasl.username": "u",
+        "sasl.password": "p",
+        "ssl.ca.location": __file__,
+    }
+
+
+def test_files_that_are_no_certificates_are_refused_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "x.pem"
+    file.write_text("nothing")
+    with pytest.raises(SettingError, match=r"broker_ca: .*x\.pem: no PEM certificates"):
+        ssl_context(Settings(broker_security="SSL", broker_ca=str(file)))
+    pair = {"broker_cert": str(file), "broker_key": str(file)}
+    with pytest.raises(SettingError, match=r"broker_cert, broker_key: .*x\.pem"):
+        ssl_context(Settings(broker_security="SSL", **pair))
+    assert ssl_context(Settings()) is None

