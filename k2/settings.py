@@ -79,6 +79,9 @@ class Settings:
         "", "URI", "Iceberg catalog: http(s) is a REST one, else SQL; empty: SQLite in `data`."
     )
     catalog_credential: str = _secret("`client-id:client-secret` for a REST catalog's token.")
+    catalog_oauth_url: str = _setting(
+        "", "URL", "Where a credential gets its token; empty: `catalog_uri`/v1/oauth/tokens."
+    )
     catalog_token: str = _secret("Bearer token of a REST catalog, instead of a credential.")
     warehouse: str = _setting(
         "", "URI", "Iceberg warehouse, as s3://bucket; empty: a folder in `data`."
@@ -188,6 +191,10 @@ class Settings:
             )
         if self.catalog_credential and self.catalog_token:
             raise SettingError("catalog_credential, catalog_token: one of both")
+        if self.catalog_oauth_url and not self.catalog_credential:
+            raise SettingError(
+                f"catalog_oauth_url: {self.catalog_oauth_url} is not used without catalog_credential"
+            )
         if self.catalog_credential and ":" not in self.catalog_credential:
             raise SettingError("catalog_credential: not of the form client-id:client-secret")
         if bool(self.s3_access_key) != bool(self.s3_secret_key):

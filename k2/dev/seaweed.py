@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import time
 import urllib.error
@@ -13,7 +14,7 @@ from typing import Any
 
 from pyiceberg.exceptions import NoSuchNamespaceError, RESTError
 
-from k2.dev.broker import HOST, free_port
+from k2.dev.broker import HOST, port_is_free
 from k2.dev.children import Child, Running
 from k2.errors import CatalogUnavailable, ChildDied
 from k2.lake.catalog import open_catalog
@@ -26,11 +27,12 @@ STOP_TIMEOUT_S = 10.0
 WAREHOUSE = "lake"
 
 #: Everything that listens: each gets a free port, so that two of them stand beside each other.
-_PORTS = (
-    "master.port", "master.port.grpc", "volume.port", "volume.port.grpc", "filer.port",
-    "filer.port.grpc", "s3.port", "s3.port.grpc", "s3.port.iceberg", "admin.port",
-    "admin.port.grpc",
-)  # fmt: skip
+_PORTS = ("master.port", "volume.port", "filer.port", "s3.port", "s3.port.iceberg", "admin.port")
+#: Each part speaks gRPC at its port plus this. It can be told another one, but then some of its
+#: own clients still go by the sum; above 55535 that is no port, and the store never gets ready.
+_GRPC_STEP = 10_000
+#: Both ports of a pair stay below those that Linux gives to outgoing connections.
+_PORT_MIN, _PORT_MAX = 10_240, 22_000
 
 
 class SeaweedFS(Running):
@@ -88,7 +90,7 @@ class SeaweedFS(Running):
 
     def _await_answer(self, child: Child) -> None:
         until = time.monotonic() + START_TIMEOUT_S
-        url = self.settings["catalog_uri"]
+        url, last = self.settings["catalog_uri"], ""
         while True:
             try:
                 child.check()
@@ -98,11 +100,11 @@ class SeaweedFS(Running):
                     return
             except ChildDied as exc:
                 raise CatalogUnavailable(f"SeaweedFS: {exc}") from exc
-            except (CatalogUnavailable, RESTError, NoSuchNamespaceError):
-                pass
+            except (CatalogUnavailable, RESTError, NoSuchNamespaceError) as exc:
+                last = f"; last: {exc}"
             if time.monotonic() > until:
                 raise CatalogUnavailable(
-                    f"SeaweedFS: {url} does not answer within {START_TIMEOUT_S:g} s; "
+                    f"SeaweedFS: {url} does not answer within {START_TIMEOUT_S:g} s{last}; "
                     f"end of {child.log}:\n{child.tail()}"
                 )
             time.sleep(0.1)
@@ -111,8 +113,10 @@ class SeaweedFS(Running):
 def _free_ports() -> dict[str, int]:
     ports: dict[str, int] = {}
     while len(ports) < len(_PORTS):
-        port = free_port()
-        if port not in ports.values():
+        port = random.randrange(_PORT_MIN, _PORT_MAX)
+        pair = port, port + _GRPC_STEP
+        taken = {*ports.values(), *(other + _GRPC_STEP for other in ports.values())}
+        if not taken & set(pair) and all(port_is_free(HOST, one) for one in pair):
             ports[_PORTS[len(ports)]] = port
     return ports
 

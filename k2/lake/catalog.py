@@ -107,7 +107,10 @@ def open_catalog(settings: Settings) -> Catalog:
 
 def _access(settings: Settings) -> dict[str, str]:
     """PyIceberg's properties for a REST catalog and for S3; none for what is not set."""
+    # Said although it is PyIceberg's default: it warns that this will not stay one.
+    oauth = settings.catalog_oauth_url or f"{settings.catalog_uri.rstrip('/')}/v1/oauth/tokens"
     properties = {
+        "oauth2-server-uri": oauth if settings.catalog_credential else "",
         "credential": settings.catalog_credential,
         "token": settings.catalog_token,
         "s3.endpoint": settings.s3_endpoint,

@@ -12,6 +12,8 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+from pyarrow.dataset import dataset
+from pyarrow.fs import S3FileSystem
 
 from k2.feeds.simulate import Journal
 from k2.settings import Settings
@@ -50,17 +52,33 @@ def files(settings: Settings, name: str) -> list[str]:
     """Paths of the data files in the newest snapshot; none is listed twice."""
     paths = [task.file.file_path for task in iceberg(settings, name).scan().plan_files()]
     assert len(paths) == len(set(paths)), f"{name}: a file is in the snapshot twice"
-    return [path.removeprefix("file://") for path in paths]
+    return [path.removeprefix("file://").removeprefix("s3://") for path in paths]
 
 
 def connect(settings: Settings) -> duckdb.DuckDBPyConnection:
-    """DuckDB with the views trades and rejects over the files."""
+    """DuckDB with the views trades and rejects over the files; those on S3 read by PyArrow."""
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
     for name in ("trades", "rejects"):
-        if paths := files(settings, name):
+        if not (paths := files(settings, name)):
+            continue
+        if settings.warehouse:
+            found = dataset(paths, format="parquet", filesystem=_store(settings))
+            connection.register(f"{name}_files", found)
+            # Read once: a join asks for them in several threads, and often.
+            connection.execute(f"CREATE TABLE {name} AS SELECT * FROM {name}_files")
+        else:
             connection.from_parquet(paths).create_view(name)
     return connection
+
+
+def _store(settings: Settings) -> S3FileSystem:
+    return S3FileSystem(
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key,
+        endpoint_override=settings.s3_endpoint,
+        region=settings.s3_region,
+    )
 
 
 def check(settings: Settings, stream: list[pa.Table], journal: Journal) -> None:

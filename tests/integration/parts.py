@@ -80,6 +80,21 @@ def verify(settings: Settings) -> None:
 
 def iceberg(settings: Settings, name: str) -> Table:
     """The newest state of a table, by PyIceberg alone."""
+    if settings.catalog_uri:
+        catalog = load_catalog(
+            "rest",
+            **{
+                "uri": settings.catalog_uri,
+                "warehouse": settings.warehouse,
+                "credential": settings.catalog_credential,
+                "oauth2-server-uri": f"{settings.catalog_uri}/v1/oauth/tokens",
+                "s3.endpoint": settings.s3_endpoint,
+                "s3.region": settings.s3_region,
+                "s3.access-key-id": settings.s3_access_key,
+                "s3.secret-access-key": settings.s3_secret_key,
+            },
+        )
+        return catalog.load_table(f"{settings.namespace}.{name}")
     folder = settings.data.resolve()
     catalog = load_catalog(
         "k2", uri=f"sqlite:///{folder / 'catalog.db'}", warehouse=(folder / "warehouse").as_uri()

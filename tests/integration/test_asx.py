@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -44,11 +45,10 @@ FROM (
 """
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    data = tmp_path_factory.mktemp("asx")
-    settings = Settings(data=data, port=free_port(), exchanges="ASX", **QUICK)
-    with Stack(settings, embedded=True, tell=lambda line: None) as running:
+@pytest.fixture
+def stack(place: Settings) -> Iterator[Stack]:
+    settings = replace(place, port=free_port(), exchanges="ASX")
+    with Stack(settings, embedded=False, tell=lambda line: None) as running:
         yield running
 
 

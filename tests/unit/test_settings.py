@@ -61,6 +61,7 @@ def test_override_wins_over_the_environment() -> None:
         ({"broker_security": "SSL", "broker_ca": "/no/ca.pem"}, "broker_ca: /no/ca.pem is no file"),
         ({"broker_security": "SSL", "broker_cert": __file__}, "broker_cert, broker_key: both"),
         ({**REST, "catalog_credential": "a:b", "catalog_token": "t"}, "one of both"),
+        ({**REST, "catalog_oauth_url": "http://o"}, "not used without catalog_credential"),
         ({**REST, "catalog_credential": "ab"}, "not of the form client-id:client-secret"),
         ({"s3_endpoint": "http://s", "s3_region": "r"}, "the warehouse is a folder, not s3://"),
     ],
