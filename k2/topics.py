@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -18,20 +19,25 @@ ANSWER_TIMEOUT_S = 5.0
 REJECTS_TOPIC = "market.rejects"
 
 
-def _metadata(settings: Settings, admin: AdminClient | None = None) -> Any:
-    client = admin or _admin(settings)
+def _metadata(settings: Settings) -> Any:
+    said: list[str] = []
+    client = _admin(settings, error_cb=lambda error: said.append(error.str()))
     try:
         return client.list_topics(timeout=ANSWER_TIMEOUT_S)
     except KafkaException as exc:
+        # The call itself says no more than that nobody answered: not that a password is wrong.
+        client.poll(0)
+        why = "; ".join(dict.fromkeys([exc.args[0].str(), *said]))
         raise BrokerUnavailable(
             f"no Kafka broker answers at {settings.broker} by {settings.broker_security} within "
-            f"{ANSWER_TIMEOUT_S:g} s: {exc.args[0].str()}"
+            f"{ANSWER_TIMEOUT_S:g} s: {settings.hide(why)}"
         ) from exc
 
 
-def _admin(settings: Settings) -> AdminClient:
+def _admin(settings: Settings, **more: Any) -> AdminClient:
     # librdkafka prints every connection attempt; the error we raise says it once.
-    return AdminClient({**client_options(settings), "log_level": 0}, logger=_Silent())
+    options = {**client_options(settings), "log_level": 0, **more}
+    return AdminClient(options, logger=_Silent())
 
 
 class _Silent:
@@ -96,19 +102,36 @@ def ensure_topics(settings: Settings) -> list[str]:
         SettingError: a topic has another number of partitions than the setting.
         K2Error: the broker refused to create a topic.
     """
-    admin = _admin(settings)
-    existing = _metadata(settings, admin).topics
+    existing = _metadata(settings).topics
     wanted = _trades_topics(settings)
     _check_partitions([name for name in wanted if name in existing], existing, settings)
     missing = [name for name in [*wanted, REJECTS_TOPIC] if name not in existing]
     if not missing:
         return []
     requests = [NewTopic(name, settings.partitions, settings.replication) for name in missing]
-    for name, created in admin.create_topics(requests, request_timeout=30.0).items():
+    admin, created = _admin(settings), []
+    for name, request in admin.create_topics(requests, request_timeout=30.0).items():
         try:
-            created.result()
+            request.result()
+            created.append(name)
         except KafkaException as exc:
+            # Somebody was quicker; also lately, when the broker asked did not know of it yet.
+            if exc.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise K2Error(
+                    f"{name}: the broker did not create the topic: {exc.args[0].str()}"
+                ) from exc
+    _await_known(wanted, settings)
+    return created
+
+
+def _await_known(names: list[str], settings: Settings) -> None:
+    """Wait until clients are told of the topics: Kafka answers before every broker knows."""
+    until = time.monotonic() + ANSWER_TIMEOUT_S
+    while missing := set(names) - set(existing := _metadata(settings).topics):
+        if time.monotonic() > until:
             raise K2Error(
-                f"{name}: the broker did not create the topic: {exc.args[0].str()}"
-            ) from exc
-    return missing
+                f"{', '.join(sorted(missing))}: created, but not known at {settings.broker} "
+                f"within {ANSWER_TIMEOUT_S:g} s"
+            )
+        time.sleep(0.05)
+    _check_partitions(names, existing, settings)

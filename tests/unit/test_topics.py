@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,17 @@ def test_missing_topics_are_named_and_then_created_once(broker: Broker, tmp_path
         check_topics(settings)
     assert {"market.trades.t1", "market.trades.t2"} <= set(ensure_topics(settings))
     assert ensure_topics(settings) == []
+    check_topics(settings)
+
+
+def test_two_that_create_topics_at_once_both_succeed(broker: Broker, tmp_path: Path) -> None:
+    """Two stacks that start side by side: each topic is created once, and nobody fails."""
+    names = ",".join(f"AT{number}" for number in range(10))
+    settings = Settings(data=tmp_path, broker=broker.address, exchanges=names, partitions=1)
+    with ThreadPoolExecutor(4) as pool:
+        created = [*pool.map(ensure_topics, [settings] * 4)]
+    trades = [name for each in created for name in each if name.startswith("market.trades")]
+    assert sorted(trades) == [f"market.trades.at{number}" for number in range(10)]
     check_topics(settings)
 
 
