@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 import orjson
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -38,6 +38,7 @@ class BrokerHoles:
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
                 "auto.offset.reset": "error",
+                "enable.partition.eof": True,  # an end that is told, not guessed from silence
             }
         )
 
@@ -48,20 +49,18 @@ class BrokerHoles:
         start, end = self._consumer.get_watermark_offsets(
             TopicPartition(source.topic, source.partition), timeout=READ_TIMEOUT_S
         )
-        if last < start:
-            return None  # the log no longer has them: nobody can say what they were
-        if first >= end:
-            return None
-        self._consumer.assign([TopicPartition(source.topic, source.partition, max(first, start))])
+        if first < start or first >= end:
+            return None  # the log no longer has them all: nobody can say what they were
+        self._consumer.assign([TopicPartition(source.topic, source.partition, first)])
         message = self._consumer.poll(READ_TIMEOUT_S)
-        if message is None or message.error():
-            return (
-                "no record follows: control records of a transaction" if last >= end - 1 else None
-            )
-        offset = message.offset()
-        if offset is None:
+        offset = message.offset() if message is not None else None
+        if message is None or offset is None or offset <= last:
             return None
-        return "control records, aborted or compacted away" if offset > last else None
+        if (error := message.error()) is None:
+            return "control records, aborted or compacted away"
+        if error.code() == KafkaError._PARTITION_EOF:
+            return "no record follows: control records, aborted or compacted away"
+        return None
 
     def close(self) -> None:
         self._consumer.close()
