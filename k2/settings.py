@@ -193,7 +193,8 @@ class Settings:
             raise SettingError("catalog_credential, catalog_token: one of both")
         if self.catalog_oauth_url and not self.catalog_credential:
             raise SettingError(
-                f"catalog_oauth_url: {self.catalog_oauth_url} is not used without catalog_credential"
+                f"catalog_oauth_url: {self.catalog_oauth_url} "
+                "is not used without catalog_credential"
             )
         if self.catalog_credential and ":" not in self.catalog_credential:
             raise SettingError("catalog_credential: not of the form client-id:client-secret")

@@ -1,79 +1,60 @@
 """Fixtures of the integration tests: real parts, each test with a broker and folder of its own.
 
-Each place is a broker and a lake: "local", the embedded broker and a folder with SQLite; "kafka",
+Most tests run in two places: "local", the embedded broker and a folder with SQLite; "kafka",
 Apache Kafka, with a warehouse on S3 behind a REST catalog. Where Kafka cannot run, its tests are
 skipped, but not in CI.
 """
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from k2.dev import jars
-from k2.dev.broker import Embedded
 from k2.dev.kafka import Kafka
 from k2.dev.seaweed import SeaweedFS
 from k2.dev.stack import init
 from k2.settings import Settings
-from tests.integration.parts import QUICK
-
-
-def need_kafka() -> None:
-    """Skip where a part is missing; in CI that is a failure."""
-    if reason := jars.missing():
-        if os.environ.get("CI"):
-            pytest.fail(f"Apache Kafka cannot run: {reason}")
-        pytest.skip(f"Apache Kafka cannot run: {reason}")
+from tests.integration.places import local, need_kafka, on_kafka
 
 
 @pytest.fixture(scope="session")
 def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
     """One store for the whole run: use a namespace of your own."""
+    need_kafka()
     with SeaweedFS(tmp_path_factory.mktemp("seaweed")) as store:
         yield store
-
-
-@contextmanager
-def _on_kafka(data: Path, request: pytest.FixtureRequest) -> Iterator[Settings]:
-    need_kafka()
-    store: SeaweedFS = request.getfixturevalue("seaweed")
-    with Kafka(data) as broker:
-        yield Settings(
-            data=data,
-            broker=broker.address,
-            namespace=f"n{uuid.uuid4().hex}",
-            **QUICK,
-            **store.settings,
-        )
-
-
-@contextmanager
-def _local(data: Path) -> Iterator[Settings]:
-    with Embedded(data) as broker:
-        yield Settings(data=data, broker=broker.address, **QUICK)
 
 
 @pytest.fixture(params=["local", "kafka"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
     """Settings of a running broker and lake, in which nothing is made yet."""
     data = tmp_path / "data"
-    with _local(data) if request.param == "local" else _on_kafka(data, request) as settings:
-        yield settings
+    if request.param == "local":
+        with local(data) as settings:
+            yield settings
+    else:
+        with on_kafka(data, request.getfixturevalue("seaweed")) as (settings, _):
+            yield settings
 
 
 @pytest.fixture
 def lake(place: Settings) -> Settings:
-    """Settings of a broker, topics and tables that are there; workers are the test's own.
+    """Settings of a broker, topics and tables that are there; workers are the test's own."""
+    return _made(place)
 
-    Small fetches and buffers: a commit holds little, so that many lie between start and end.
-    """
-    settings = replace(place, exchanges="SIM", fetch_bytes_max=512 * 1024, buffer_rows_max=20_000)
-    init(settings)
-    return settings
+
+@pytest.fixture
+def kafka(tmp_path: Path, seaweed: SeaweedFS) -> Iterator[tuple[Settings, Kafka]]:
+    """As `lake`, on Apache Kafka only, and the broker, for tests that do something to it."""
+    with on_kafka(tmp_path / "data", seaweed) as (settings, broker):
+        yield _made(settings), broker
+
+
+def _made(settings: Settings) -> Settings:
+    # Small fetches and buffers: a commit holds little, so that many lie between start and end.
+    small = replace(settings, fetch_bytes_max=512 * 1024, buffer_rows_max=20_000)
+    init(small)
+    return small
