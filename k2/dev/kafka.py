@@ -40,6 +40,9 @@ _ONE_NODE = {
     "share.coordinator.state.topic.min.isr": "1",
     "group.initial.rebalance.delay.ms": "0",  # 3 s by default, for the workers of a big group
     "auto.create.topics.enable": "false",
+    # A node that was killed is taken for alive this long, and its successor may not register.
+    "broker.session.timeout.ms": "4000",  # 9 s by default
+    "broker.heartbeat.interval.ms": "500",
 }
 
 

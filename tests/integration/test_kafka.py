@@ -163,6 +163,30 @@ def test_broker_that_dies_and_comes_back_costs_no_trade(kafka: On) -> None:
     check(lake, stream, journal)
 
 
+def test_recreated_topic_that_is_shorter_is_refused(kafka: On) -> None:
+    """Offsets of the former log mean nothing in the new one: no worker goes on, at either end."""
+    lake, _ = kafka
+    topic, values = _topic(lake), _values(lake, 300)
+    _send(lake, values)
+    with Worker(lake) as worker:
+        until(lambda: committed(lake) >= len(values), 60, lambda: f"trades:\n{worker.tail()}")
+        worker.terminate()
+    admin = AdminClient(client_options(lake))
+    admin.delete_topics([topic])[topic].result(30)
+    until(lambda: topic not in admin.list_topics(timeout=5).topics, 30, "deletion")
+    init(lake)
+    _send(lake, values[:100])
+    worker.start()
+    try:
+        code = until(lambda: (worker.child.poll(),) if worker.child.poll() is not None else None,
+                     60, lambda: f"refused:\n{worker.tail()}")  # fmt: skip
+        assert code != (0,)
+        assert "was the topic recreated" in worker.log()
+    finally:
+        worker.child.stop(0.0)
+    assert committed(lake) == len(values)
+
+
 def test_tls_and_sasl_from_the_feed_to_the_audit(tmp_path: Path, seaweed: SeaweedFS) -> None:
     """By the secured listener alone; a wrong password is refused with the address."""
     password, store_password = secrets.token_hex(12), secrets.token_hex(12)
@@ -203,6 +227,13 @@ def _values(lake: Settings, count: int) -> list[bytes]:
     schema_id = open_registry(lake).register("values", TRADE_AVRO)
     buffer, ends = encode(pa.concat_tables(Simulation(3, 1, count)), schema_id)
     return [bytes(buffer[first:last]) for first, last in pairwise(ends)]
+
+
+def _send(lake: Settings, values: list[bytes]) -> None:
+    producer = Producer(client_options(lake))
+    for value in values:
+        producer.produce(_topic(lake), value, KEY, partition=0)
+    assert producer.flush(30) == 0
 
 
 def _transactional(lake: Settings, name: str) -> Producer:
