@@ -9,6 +9,7 @@ from confluent_kafka.admin import AdminClient
 
 from k2.errors import BrokerUnavailable
 from k2.lake.offsets import Source
+from k2.security import client_options
 from k2.settings import Settings
 from k2.topics import cluster_id
 
@@ -38,12 +39,9 @@ class Logs:
         Raises:
             BrokerUnavailable: nobody answers within seconds.
         """
-        self.cluster = cluster_id(settings.broker)
+        self.cluster = cluster_id(settings)
         self._settings = settings
-        base: dict[str, str | int | float | bool] = {
-            "bootstrap.servers": settings.broker,
-            "log_level": 0,
-        }
+        base: dict[str, str | int | float | bool] = {**client_options(settings), "log_level": 0}
         self._consumer = Consumer(
             {
                 **base,

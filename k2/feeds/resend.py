@@ -25,6 +25,7 @@ from k2.feeds.producer import DELIVERY_TIMEOUT_MS
 from k2.lake.offsets import Source
 from k2.lake.replays import Ledger, Note, Place
 from k2.query.rows import Rows
+from k2.security import client_options
 from k2.settings import Settings
 from k2.topics import cluster_id
 
@@ -77,8 +78,8 @@ class Resender:
             BrokerUnavailable: nobody answers within seconds.
         """
         self._settings, self._ledger = settings, ledger
-        self.cluster = cluster_id(settings.broker)
-        base = {"bootstrap.servers": settings.broker}
+        self.cluster = cluster_id(settings)
+        base = client_options(settings)
         self._producer = Producer({**_CONFIG, **base})
         self._topics = self._producer.list_topics(timeout=READ_TIMEOUT_S).topics
         self._consumer = Consumer(

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from parts import QUICK
 
 from k2.dev import jars
 from k2.dev.broker import Embedded
 from k2.dev.kafka import Kafka
 from k2.dev.seaweed import SeaweedFS
 from k2.settings import Settings
+from tests.integration.parts import QUICK
 
 
 def need_kafka() -> None:

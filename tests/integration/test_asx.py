@@ -18,7 +18,7 @@ from k2.dev.broker import free_port
 from k2.dev.stack import Stack
 from k2.settings import Settings
 from tests.integration.oracle import connect
-from tests.integration.parts import QUICK, committed, environment, k2, rows_of, until, verify
+from tests.integration.parts import committed, environment, k2, rows_of, until, verify
 
 ASX = Path(os.environ.get("ASX_FOLDER", Path(__file__).resolve().parents[3] / "shared" / "asx"))
 FILES = {"BHP": ASX / "trades" / "7078.csv", "DVN": ASX / "trades" / "7181.csv"}

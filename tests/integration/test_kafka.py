@@ -17,9 +17,6 @@ import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
-from oracle import check, connect
-from parts import Feed, Worker, committed, environment, k2, until, verify
-from places import on_kafka
 
 from k2.codec import encode
 from k2.dev.jars import tool
@@ -34,6 +31,9 @@ from k2.schemas import TRADE_AVRO
 from k2.security import client_options
 from k2.settings import Settings
 from k2.topics import cluster_id
+from tests.integration.oracle import check, connect
+from tests.integration.parts import Feed, Worker, committed, environment, k2, until, verify
+from tests.integration.places import on_kafka
 
 pytestmark = pytest.mark.slow
 

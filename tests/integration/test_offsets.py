@@ -11,8 +11,6 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
-from oracle import connect
-from parts import Worker, committed, environment, k2, until, verify
 
 from k2.codec import encode
 from k2.feeds.simulate import Simulation
@@ -23,6 +21,8 @@ from k2.registry import open_registry
 from k2.schemas import TRADE_AVRO
 from k2.settings import Settings
 from k2.topics import cluster_id
+from tests.integration.oracle import connect
+from tests.integration.parts import Worker, committed, environment, k2, until, verify
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +67,7 @@ def test_a_log_that_ends_below_is_refused_until_it_is_moved(lake: Settings) -> N
     with Worker(lake) as worker:
         _await(worker, lake, 20)
         worker.terminate()
-    source = Source(cluster_id(lake.broker), TOPIC, 0)
+    source = Source(cluster_id(lake), TOPIC, 0)
     Offsets(open_catalog(lake), lake).move(source, 1000, "as if the log had been longer")
     assert _show(lake, 1)[0]["verdict"].startswith("log ends below")
     with Worker(lake) as worker:

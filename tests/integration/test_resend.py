@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from oracle import connect
-from parts import Worker, committed, environment, k2, until, verify
 
 from k2.codec import encode
 from k2.errors import CommitFailed
@@ -23,6 +21,8 @@ from k2.query.rejects import Selection
 from k2.registry import open_registry
 from k2.schemas import TRADE_AVRO
 from k2.settings import Settings
+from tests.integration.oracle import connect
+from tests.integration.parts import Worker, committed, environment, k2, until, verify
 
 pytestmark = pytest.mark.slow
 
