@@ -13,15 +13,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pyarrow as pa
 from faust.types import TP
 from k2.agents.assemble import Checked, assemble
-from k2.agents.reach import remedy, require_end
+from k2.agents.assignment import Assignment, Partition
+from k2.agents.lake import Lake
+from k2.agents.reach import remedy
 from k2.agents.rejects import publish
 from k2.tables import sequences
 
@@ -29,44 +30,16 @@ from k2 import metrics
 from k2.app import App
 from k2.buffer import Buffer, Taken
 from k2.codec import Decoder
-from k2.errors import (
-    BrokerUnavailable,
-    CatalogUnavailable,
-    CommitFailed,
-    Fenced,
-    K2Error,
-    LogTruncated,
-)
+from k2.errors import BrokerUnavailable, Fenced, K2Error, LogTruncated
 from k2.lake.commit import Sink
-from k2.lake.offsets import Source
-from k2.lake.states import inherit, rebuild
+from k2.lake.offsets import Move, Source
 from k2.sequence import Rules, SymbolState
 from k2.transport import Fetched
 
 __all__ = ["Ingest"]
 
 T = TypeVar("T")
-Symbols = dict[tuple[str, str], SymbolState]
 log = logging.getLogger(__name__)
-
-RETRY_S = 1.0
-
-
-@dataclass(slots=True)
-class Partition:
-    """A partition that this worker owns."""
-
-    source: Source
-    next_offset: int  # of the next fetch
-    trades_at: int | None  # the trades table holds everything below; None: it never had any
-    rejects_at: int | None  # the rejects table holds everything below; None: it never had any
-    states_from: int  # the checkpointed state includes everything below
-    states: dict[tuple[str, str], SymbolState]
-    epoch: str  # of the checkpointed state: this assignment's own
-    dirty: dict[tuple[str, str], SymbolState] = field(default_factory=dict)
-    former: list[bytes] = field(default_factory=list)  # keys that the first checkpoint replaces
-    event: Any = None  # the newest; keeps alive what Faust's table finds its store by
-    order: asyncio.Lock = field(default_factory=asyncio.Lock)  # FIFO: batches stay in order
 
 
 class Ingest:
@@ -84,15 +57,15 @@ class Ingest:
         settings = app.settings
         self.app, self.settings, self.topics = app, settings, topics
         self._decoder, self._trades, self._rejects = decoder, trades, rejects
-        self._cluster = cluster
         self._rules = Rules(
             zones=settings.exchange_zones,
             reset_window_ms=settings.reset_window_ms,
             gaps_open_max=settings.gaps_open_max,
         )
+        self.lake = Lake()
+        self._assignment = Assignment(app, self.lake, trades, rejects, self._rules, cluster)
         self._partitions: dict[TP, Partition] = {}
         self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="k2-decode")
-        self._lake = ThreadPoolExecutor(1, thread_name_prefix="k2-commit")
         self._tasks: set[asyncio.Task[None]] = set()
         self._inflight_bytes = 0
         self._inflight = asyncio.Condition()
@@ -100,7 +73,6 @@ class Ingest:
         self._buffer = self._new_buffer()
         self._seek = 0
         self.started = False
-        self.trouble = ""  # why nothing can be committed now
 
     def _new_buffer(self) -> Buffer[TP]:
         settings = self.settings
@@ -120,77 +92,9 @@ class Ingest:
         """
         self._drop()
         self._seek = seek
-        cluster = await asyncio.to_thread(self._cluster)
-        trades = await self._patiently(self._trades.offsets)
-        rejects = await self._patiently(self._rejects.offsets)
-        moves = await self._patiently(self._trades.moves)
-        sources = {tp: Source(cluster, tp.topic, tp.partition) for tp in tps}
-        states, keys = sequences.load(set(sources.values()))
-        starts = await self.app.consumer.earliest_offsets(*tps) if tps else {}
-        ends = await self.app.consumer.highwaters(*tps) if tps else {}
-        for tp, source in sources.items():
-            stored = trades.get(source)
-            known = states.get(source)
-            watermark, symbols = (known.watermark, known.symbols) if known else (None, {})
-            if stored is None:
-                # Nothing of this log is in Iceberg: begin where the log begins.
-                stored = watermark = starts[tp]
-                symbols = await self._inherit(source, trades)
-            if stored < starts[tp]:
-                raise LogTruncated(
-                    f"{source}: Iceberg needs the log from offset {stored}, but it starts at "
-                    f"{starts[tp]}: did retention outrun the worker? {remedy(source, 'start')}"
-                )
-            if stored > (ends.get(tp) or 0):
-                await asyncio.to_thread(require_end, self.settings, source, stored)
-            # What an operator skipped is not read, not even for the state.
-            least = max([starts[tp], *(m.after or 0 for m in moves if m.source == source)])
-            if watermark is None or not least <= watermark <= stored:
-                watermark, symbols = stored, await self._rebuild(source, watermark, symbols, stored)
-            self._partitions[tp] = Partition(
-                source=source,
-                next_offset=watermark,
-                trades_at=trades.get(source),
-                rejects_at=rejects.get(source),
-                states_from=watermark,
-                states=symbols,
-                epoch=sequences.epoch_after(known.epoch if known else None),
-                dirty=dict(symbols),
-                former=keys[source],
-            )
+        self._partitions.update(await self._assignment.plan(tps))
         self.started = True
         return {tp: self._partitions[tp].next_offset for tp in tps}
-
-    async def _inherit(self, source: Source, known: Iterable[Source]) -> Symbols:
-        """Sequence states of a log that is new: those of the same partition in clusters before."""
-        catalog, settings, rules = self._trades.catalog, self.settings, self._rules
-        return await self._patiently(lambda: inherit(catalog, settings, source, known, rules))
-
-    async def _rebuild(
-        self, source: Source, watermark: int | None, symbols: Symbols, stored: int
-    ) -> Symbols:
-        """Sequence states at `stored` from the trades table: the log does not reach back to them.
-
-        A watermark ahead of the table is of no use: the table was rolled back, or moved.
-        """
-        first, states = (watermark, symbols) if watermark and watermark <= stored else (0, {})
-        log.warning(
-            "%s: the sequence state (at %s) is rebuilt from the trades table, offsets %d to %d",
-            source,
-            watermark,
-            first,
-            stored,
-        )
-        return await self._in_lake(
-            rebuild,
-            self._trades.catalog,
-            self.settings,
-            source,
-            states,
-            first,
-            stored,
-            self._rules,
-        )
 
     def _drop(self) -> None:
         for task in self._tasks:
@@ -316,24 +220,17 @@ class Ingest:
             # Rejects first: the trades' offset says that everything below it is in one of both.
             await publish(self.app, taken.rejects)
             moved = [(p, end) for p, end in owned if end > (p.rejects_at or 0)]
-            await self._append(
-                self._rejects,
-                taken.rejects,
-                {p.source: p.rejects_at for p, _ in moved},
-                {p.source: end for p, end in moved},
-            )
+            expected = {p.source: p.rejects_at for p, _ in moved}
+            await self._append(self._rejects, taken.rejects, expected, moved)
             for partition, end in moved:
                 partition.rejects_at = end
         moved = [(p, end) for p, end in owned if end > (p.trades_at or 0)]
         if moved:
-            await self._append(
-                self._trades,
-                taken.trades,
-                {p.source: p.trades_at for p, _ in moved},
-                {p.source: end for p, end in moved},
-            )
+            expected = {p.source: p.trades_at for p, _ in moved}
+            began = [p.began for p, _ in moved if p.began is not None]
+            await self._append(self._trades, taken.trades, expected, moved, began)
             for partition, end in moved:
-                partition.trades_at = end
+                partition.trades_at, partition.began = end, None
             metrics.commit_seconds.observe(time.monotonic() - started)
             metrics.commit_timestamp_seconds.set_to_current_time()
 
@@ -342,33 +239,19 @@ class Ingest:
         sink: Sink,
         tables: list[pa.Table],
         expected: dict[Source, int | None],
-        advance: dict[Source, int],
+        moved: list[tuple[Partition, int]],
+        began: Sequence[Move] = (),
     ) -> None:
         """Write and commit; without rows the commit only moves the offsets.
-
-        A catalog or a disk that fails is waited for: what is in hand is kept, and as the buffer
-        is bounded, fetching waits too.
 
         Raises:
             Fenced: another worker owns a partition.
         """
         files = []
         if tables:
-            files = await self._patiently(lambda: sink.write(pa.concat_tables(tables)))
-        await self._patiently(lambda: sink.commit(files, expected, advance))
-
-    async def _patiently(self, call: Callable[[], T]) -> T:
-        """Run `call` in the lake's thread until catalog and warehouse let it succeed."""
-        while True:
-            try:
-                result = await self._in_lake(call)
-            except (CatalogUnavailable, CommitFailed) as exc:
-                self.trouble = str(exc)
-                log.error("trying on: %s", exc)  # noqa: TRY400 - expected, a trace says nothing
-                await asyncio.sleep(RETRY_S)
-            else:
-                self.trouble = ""
-                return result
+            files = await self.lake.patiently(lambda: sink.write(pa.concat_tables(tables)))
+        advance = {partition.source: end for partition, end in moved}
+        await self.lake.patiently(sink.commit, files, expected, advance, began)
 
     async def _checkpoint(
         self,
@@ -410,6 +293,3 @@ class Ingest:
     def _in_pool(self, call: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """Start at once: a batch is decoded while the one before it is still being checked."""
         return asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
-
-    async def _in_lake(self, call: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._lake, call, *args)

@@ -20,8 +20,8 @@ def ready() -> tuple[bool, dict[str, Any]]:
         reasons["group"] = "rebalancing"
     elif not ingest.started:
         reasons["group"] = "waiting for an assignment"
-    if ingest.trouble:
-        reasons["lake"] = ingest.trouble
+    if ingest.lake.trouble:
+        reasons["lake"] = ingest.lake.trouble
     return not reasons, reasons
 
 

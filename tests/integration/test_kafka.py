@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -286,3 +286,18 @@ def _certificate(folder: Path, password: str) -> tuple[Path, Path]:
     for arguments in (make, ["-exportcert", "-rfc", "-file", str(certificate)]):
         subprocess.run([tool("keytool"), *arguments, *common], check=True, capture_output=True)
     return keystore, certificate
+
+
+def test_log_that_lost_its_start_before_the_first_worker(kafka: On) -> None:
+    """What retention removed before K2 ever looked is nobody's loss; the rest is all there."""
+    lake, _ = kafka
+    topic, values = _topic(lake), _values(lake, 300)
+    _send(lake, values)
+    admin = AdminClient(client_options(lake))
+    place = TopicPartition(topic, 0, 100)
+    admin.delete_records([place])[TopicPartition(topic, 0)].result(30)
+    with Worker(lake) as worker:
+        until(lambda: committed(lake) >= 200, 60, lambda: f"trades:\n{worker.tail()}")
+        worker.terminate()
+    assert _offsets(lake, "trades") == list(range(100, 300))
+    verify(lake)

@@ -1,0 +1,153 @@
+"""What a worker needs to know of a partition that it is assigned: where to go on, and with what."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from faust.types import TP
+from k2.agents.lake import Lake
+from k2.agents.reach import remedy, require_end
+from k2.tables import sequences
+
+from k2.app import App
+from k2.errors import LogTruncated
+from k2.lake.commit import Sink
+from k2.lake.offsets import Move, Source
+from k2.lake.states import inherit, rebuild
+from k2.sequence import Rules, SymbolState
+
+__all__ = ["Assignment", "Partition"]
+
+Symbols = dict[tuple[str, str], SymbolState]
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Partition:
+    """A partition that this worker owns."""
+
+    source: Source
+    next_offset: int  # of the next fetch
+    trades_at: int | None  # the trades table holds everything below; None: it never had any
+    rejects_at: int | None  # the rejects table holds everything below; None: it never had any
+    states_from: int  # the checkpointed state includes everything below
+    states: Symbols
+    epoch: str  # of the checkpointed state: this assignment's own
+    began: Move | None = None  # where the log began, if not at 0, when K2 first read it
+    dirty: Symbols = field(default_factory=dict)
+    former: list[bytes] = field(default_factory=list)  # keys that the first checkpoint replaces
+    event: Any = None  # the newest; keeps alive what Faust's table finds its store by
+    order: asyncio.Lock = field(default_factory=asyncio.Lock)  # FIFO: batches stay in order
+
+
+class Assignment:
+    """Finds where to read partitions from: the smallest of what the sinks need."""
+
+    def __init__(
+        self,
+        app: App,
+        lake: Lake,
+        trades: Sink,
+        rejects: Sink,
+        rules: Rules,
+        cluster: Callable[[], str],
+    ) -> None:
+        self._app, self._lake, self._rules, self._cluster = app, lake, rules, cluster
+        self._trades, self._rejects = trades, rejects
+
+    async def plan(self, tps: set[TP]) -> dict[TP, Partition]:
+        """Return the partitions, ready to be read from their `next_offset`.
+
+        Raises:
+            LogTruncated: a log does not reach from there; K2 never skips in silence.
+        """
+        cluster = await asyncio.to_thread(self._cluster)
+        trades = await self._lake.patiently(self._trades.offsets)
+        rejects = await self._lake.patiently(self._rejects.offsets)
+        moves = await self._lake.patiently(self._trades.moves)
+        sources = {tp: Source(cluster, tp.topic, tp.partition) for tp in tps}
+        states, keys = sequences.load(set(sources.values()))
+        starts = await self._app.consumer.earliest_offsets(*tps) if tps else {}
+        ends = await self._app.consumer.highwaters(*tps) if tps else {}
+        found: dict[TP, Partition] = {}
+        for tp, source in sources.items():
+            stored, start = trades.get(source), starts[tp]
+            known = states.get(source)
+            watermark, symbols = (known.watermark, known.symbols) if known else (None, {})
+            began = None
+            if stored is None:
+                # Nothing of this log is in Iceberg: begin where the log begins.
+                stored = watermark = start
+                symbols = await self._inherit(source, list(trades))
+                began = _beginning(source, start)
+            await self._require_reach(source, stored, start, ends.get(tp) or 0)
+            # What an operator skipped is not read, not even for the state.
+            least = max([start, *(m.after or 0 for m in moves if m.source == source)])
+            if watermark is None or not least <= watermark <= stored:
+                watermark, symbols = stored, await self._rebuild(source, watermark, symbols, stored)
+            found[tp] = Partition(
+                source=source,
+                next_offset=watermark,
+                trades_at=trades.get(source),
+                rejects_at=rejects.get(source),
+                states_from=watermark,
+                states=symbols,
+                epoch=sequences.epoch_after(known.epoch if known else None),
+                began=began,
+                dirty=dict(symbols),
+                former=keys[source],
+            )
+        return found
+
+    async def _require_reach(self, source: Source, stored: int, start: int, end: int) -> None:
+        if stored < start:
+            raise LogTruncated(
+                f"{source}: Iceberg needs the log from offset {stored}, but it starts at "
+                f"{start}: did retention outrun the worker? {remedy(source, 'start')}"
+            )
+        if stored > end:
+            await asyncio.to_thread(require_end, self._app.settings, source, stored)
+
+    async def _inherit(self, source: Source, known: list[Source]) -> Symbols:
+        """Sequence states of a log that is new: those of the same partition in clusters before."""
+        catalog, settings = self._trades.catalog, self._app.settings
+        return await self._lake.patiently(inherit, catalog, settings, source, known, self._rules)
+
+    async def _rebuild(
+        self, source: Source, watermark: int | None, symbols: Symbols, stored: int
+    ) -> Symbols:
+        """Sequence states at `stored` from the trades table: the log does not reach back to them.
+
+        A watermark ahead of the table is of no use: the table was rolled back, or moved.
+        """
+        first, states = (watermark, symbols) if watermark and watermark <= stored else (0, {})
+        log.warning(
+            "%s: the sequence state (at %s) is rebuilt from the trades table, offsets %d to %d",
+            source,
+            watermark,
+            first,
+            stored,
+        )
+        return await self._lake.patiently(
+            rebuild,
+            self._trades.catalog,
+            self._app.settings,
+            source,
+            states,
+            first,
+            stored,
+            self._rules,
+        )
+
+
+def _beginning(source: Source, start: int) -> Move | None:
+    """What tells the audit that nothing below was ever there to be read."""
+    if start == 0:
+        return None
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Move(source, None, start, "k2", now, "the log began here when it was first read")
