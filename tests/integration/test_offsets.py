@@ -24,7 +24,9 @@ from k2.topics import cluster_id
 from tests.integration.oracle import connect
 from tests.integration.parts import Worker, committed, environment, k2, until, verify
 
-pytestmark = pytest.mark.slow
+#: On the embedded broker: nothing here depends on which one it is.
+LOCAL = pytest.mark.parametrize("place", ["local"], indirect=True)
+pytestmark = [pytest.mark.slow, LOCAL]
 
 TOPIC = "market.trades.sim"
 KEY = b"SIM.S00001"

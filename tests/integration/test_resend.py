@@ -24,7 +24,9 @@ from k2.settings import Settings
 from tests.integration.oracle import connect
 from tests.integration.parts import Worker, committed, environment, k2, until, verify
 
-pytestmark = pytest.mark.slow
+#: On the embedded broker: nothing here depends on which one it is.
+LOCAL = pytest.mark.parametrize("place", ["local"], indirect=True)
+pytestmark = [pytest.mark.slow, LOCAL]
 
 GOOD, UNKNOWN = 60, 30
 KEY = b"SIM.S00001"
