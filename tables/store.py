@@ -18,7 +18,25 @@ class Store(RocksDBStore):
 
     A block that fails its checksum would otherwise end the worker at its first read, and again
     after every restart.
+
+    How far it has the changelog, it notes without a gap. A worker that wakes up after another one
+    has taken over delivers late: the records of the other one lie before its own, and were never
+    read here.
     """
+
+    _recovering = False
+
+    def apply_changelog_batch(self, *args: Any, **kwargs: Any) -> None:
+        self._recovering = True  # read in order, compacted records left out
+        try:
+            super().apply_changelog_batch(*args, **kwargs)
+        finally:
+            self._recovering = False
+
+    def set_persisted_offset(self, tp: Any, offset: int) -> None:
+        known = self.persisted_offset(tp)
+        if self._recovering or offset == (-1 if known is None else known) + 1:
+            super().set_persisted_offset(tp, offset)
 
     def _open_for_partition(self, partition: int) -> Any:
         path = self.partition_path(partition)

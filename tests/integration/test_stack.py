@@ -98,7 +98,7 @@ def test_a_users_day(tmp_path: Path) -> None:
     log = tmp_path / "up-2.log"
     with up(data, log, K2_FLUSH_AGE_MAX_MS="3600000") as running:
         assert "another Kafka cluster than last time" in log.read_text()
-        assert "not committed when it ended are gone. Committed rows stay." in log.read_text()
+        assert "not committed when it ended are gone: send them again" in log.read_text()
         _simulate(running, "--date", "2024-03-12")
         sample = 'k2_records_total{table="trades"}'
         until(lambda: metric(running.url, sample) == TRADES, 30, "all trades in the buffer")

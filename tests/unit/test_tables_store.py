@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from faust.types import TP
 
 from k2.settings import Settings
 
@@ -60,3 +61,11 @@ def test_database_in_use_is_left_alone(store: Any) -> None:
     with pytest.raises(Exception, match="LOCK"):
         store._open_for_partition(2)
     assert len(list(held.keys())) == 1000
+
+
+def test_what_was_sent_late_does_not_hide_what_was_not_read(store: Any) -> None:
+    """Records 2 to 8 are another worker's: they have to be read before 9 and 10 count."""
+    tp = TP("changelog", 2)
+    for offset in (0, 1, 9, 10):
+        store.set_persisted_offset(tp, offset)
+    assert store.persisted_offset(tp) == 1
