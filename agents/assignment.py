@@ -21,7 +21,7 @@ from k2.lake.offsets import Move, Source
 from k2.lake.states import inherit, rebuild
 from k2.sequence import Rules, SymbolState
 
-__all__ = ["Assignment", "Partition"]
+__all__ = ["Assignment", "Partition", "Symbols"]
 
 Symbols = dict[tuple[str, str], SymbolState]
 log = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ class Partition:
     next_offset: int  # of the next fetch
     trades_at: int | None  # the trades table holds everything below; None: it never had any
     rejects_at: int | None  # the rejects table holds everything below; None: it never had any
-    states_from: int  # the checkpointed state includes everything below
     states: Symbols
     epoch: str  # of the checkpointed state: this assignment's own
     began: Move | None = None  # where the log began, if not at 0, when K2 first read it
@@ -43,6 +42,11 @@ class Partition:
     former: list[bytes] = field(default_factory=list)  # keys that the first checkpoint replaces
     event: Any = None  # the newest; keeps alive what Faust's table finds its store by
     order: asyncio.Lock = field(default_factory=asyncio.Lock)  # FIFO: batches stay in order
+
+    def take_states(self) -> tuple[Symbols, int]:
+        """The states that changed since the last time, and how many symbols there are."""
+        changed, self.dirty = self.dirty, {}
+        return changed, len(self.states)
 
 
 class Assignment:
@@ -88,14 +92,14 @@ class Assignment:
             await self._require_reach(source, stored, start, ends.get(tp) or 0)
             # What an operator skipped is not read, not even for the state.
             least = max([start, *(m.after or 0 for m in moves if m.source == source)])
-            if watermark is None or not least <= watermark <= stored:
+            ahead = any(state.offset >= stored for state in symbols.values())
+            if watermark is None or not least <= watermark <= stored or ahead:
                 watermark, symbols = stored, await self._rebuild(source, watermark, symbols, stored)
             found[tp] = Partition(
                 source=source,
                 next_offset=watermark,
                 trades_at=trades.get(source),
                 rejects_at=rejects.get(source),
-                states_from=watermark,
                 states=symbols,
                 epoch=sequences.epoch_after(known.epoch if known else None),
                 began=began,
@@ -123,9 +127,10 @@ class Assignment:
     ) -> Symbols:
         """Sequence states at `stored` from the trades table: the log does not reach back to them.
 
-        A watermark ahead of the table is of no use: the table was rolled back, or moved.
+        A state ahead of the table is of no use: the table was rolled back, or moved.
         """
-        first, states = (watermark, symbols) if watermark and watermark <= stored else (0, {})
+        behind = watermark is not None and all(s.offset < watermark for s in symbols.values())
+        first, states = (0, {}) if watermark is None or not behind else (watermark, symbols)
         log.warning(
             "%s: the sequence state (at %s) is rebuilt from the trades table, offsets %d to %d",
             source,

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from faust.types import TP
 from k2.agents.assemble import Checked, assemble
-from k2.agents.assignment import Assignment, Partition
+from k2.agents.assignment import Assignment, Partition, Symbols
 from k2.agents.lake import Lake
 from k2.agents.reach import remedy
 from k2.agents.rejects import publish
@@ -33,7 +33,7 @@ from k2.codec import Decoder
 from k2.errors import BrokerUnavailable, Fenced, K2Error, LogTruncated
 from k2.lake.commit import Sink
 from k2.lake.offsets import Move, Source
-from k2.sequence import Rules, SymbolState
+from k2.sequence import Rules
 from k2.transport import Fetched
 
 __all__ = ["Ingest"]
@@ -204,12 +204,11 @@ class Ingest:
         async with self._committing:
             taken = self._buffer.take()
             owned = {tp: (self._partitions[tp], end) for tp, end in taken.next_offsets.items()}
-            dirty = {tp: partition.dirty for tp, (partition, _) in owned.items()}
-            for partition, _ in owned.values():
-                partition.dirty = {}
+            # As they are now: while the commit runs, rows behind it change them.
+            states = {tp: partition.take_states() for tp, (partition, _) in owned.items()}
             try:
                 await self._commit(list(owned.values()), taken)
-                await self._checkpoint(owned, dirty)
+                await self._checkpoint(owned, states)
             finally:
                 self._buffer.written()
                 self._measure()
@@ -256,21 +255,21 @@ class Ingest:
     async def _checkpoint(
         self,
         owned: dict[TP, tuple[Partition, int]],
-        dirty: dict[TP, dict[tuple[str, str], SymbolState]],
+        states: dict[TP, tuple[Symbols, int]],
     ) -> None:
         for tp, (partition, end) in owned.items():
             # A partition that was taken away while the commit ran belongs to its new owner.
-            if self._partitions.get(tp) is partition and end > partition.states_from:
+            if self._partitions.get(tp) is partition:
                 await sequences.checkpoint(
                     partition.source,
                     partition.epoch,
                     partition.event,
-                    dirty[tp],
+                    *states[tp],
                     end,
                     partition.former,
                     self.settings.shutdown_timeout_ms / 1000.0,
                 )
-                partition.states_from, partition.former = end, []
+                partition.former = []
                 self.app.consumer.durable({tp: end})
 
     async def drain(self) -> None:

@@ -2,7 +2,8 @@
 
 Key: JSON of [cluster, topic, partition, epoch, exchange, symbol], value: `SymbolState.to_bytes()`.
 The key without exchange and symbol holds the partition's watermark, the offset from which the state
-must go on; it is written last in a checkpoint, so that a torn checkpoint shows the former one.
+must go on, and the number of symbols below it. It is written last in a checkpoint, so that a torn
+checkpoint shows the former one; an epoch with fewer symbols is not all there, and is not used.
 
 Each assignment writes an epoch of its own, all symbols in its first checkpoint. Kafka does not
 fence a changelog: what a worker sent before it froze may arrive after its successor's checkpoints.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 import weakref
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +52,8 @@ class Stored:
 
 def load(sources: set[Source]) -> tuple[dict[Source, Stored], dict[Source, list[bytes]]]:
     """Return what is known of the partitions, and all keys of each, which a checkpoint replaces."""
-    watermarks: dict[Source, dict[str, int]] = {}
-    symbols: dict[tuple[Source, str], Symbols] = {}
+    marks: dict[tuple[Source, str], tuple[int, int]] = {}
+    symbols: defaultdict[tuple[Source, str], Symbols] = defaultdict(dict)
     keys: dict[Source, list[bytes]] = {source: [] for source in sources}
     for key, value in table.items():
         cluster, topic, partition, epoch, *name = orjson.loads(key)
@@ -61,15 +63,16 @@ def load(sources: set[Source]) -> tuple[dict[Source, Stored], dict[Source, list[
         keys[source].append(key)
         if name:
             exchange, symbol = name
-            states = symbols.setdefault((source, epoch), {})
-            states[exchange, symbol] = SymbolState.from_bytes(value)
+            symbols[source, epoch][exchange, symbol] = SymbolState.from_bytes(value)
         else:
-            watermarks.setdefault(source, {})[epoch] = orjson.loads(value)
-    stored = {}
-    for source, epochs in watermarks.items():
-        # Two workers may have begun an epoch of one number; each is whole in itself.
-        newest = max(epochs, key=lambda epoch: (_number(epoch), epochs[epoch]))
-        stored[source] = Stored(newest, epochs[newest], symbols.get((source, newest), {}))
+            marks[source, epoch] = orjson.loads(value)
+    stored: dict[Source, Stored] = {}
+    # Two workers may have begun an epoch of one number; each is whole in itself.
+    newest_last = sorted(marks, key=lambda place: (_number(place[1]), marks[place][0]))
+    for source, epoch in newest_last:
+        watermark, count = marks[source, epoch]
+        if len(symbols[source, epoch]) >= count:
+            stored[source] = Stored(epoch, watermark, symbols[source, epoch])
     return stored, keys
 
 
@@ -87,6 +90,7 @@ async def checkpoint(
     epoch: str,
     event: Any,
     states: Mapping[tuple[str, str], SymbolState],
+    count: int,
     watermark: int,
     former: Iterable[bytes],
     timeout_s: float,
@@ -98,6 +102,7 @@ async def checkpoint(
     Args:
         epoch: this assignment's own; in its first checkpoint `states` are those of all symbols.
         event: any event of the source's partition: Faust finds the partition's store by it.
+        count: of all symbols below the watermark.
         watermark: the offset behind the last record that `states` include.
         former: keys of epochs before, which this checkpoint makes superfluous.
 
@@ -106,7 +111,7 @@ async def checkpoint(
     """
     _current_event.set(weakref.ref(event))
     sent = [_put(source, (epoch, *name), state.to_bytes()) for name, state in states.items()]
-    sent.append(_put(source, (epoch,), orjson.dumps(watermark)))
+    sent.append(_put(source, (epoch,), orjson.dumps((watermark, count))))
     for key in former:
         sent.append(table.send_changelog(source.partition, key, None, value_serializer="raw"))
         del table.data[key]

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 import uuid
 from pathlib import Path
 
-from k2.dev.children import Child, Running
-from k2.errors import BrokerUnavailable, ChildDied
+from k2.dev.children import Child
+from k2.dev.server import Server
+from k2.errors import BrokerUnavailable
 from k2.settings import Settings
 from k2.topics import cluster_id
 
-__all__ = ["HOST", "Embedded", "free_port", "port_is_free"]
+__all__ = ["HOST", "Broker", "Embedded", "free_port", "port_is_free"]
 
 HOST = "127.0.0.1"
-START_TIMEOUT_S = 20.0
-#: Tansu ignores SIGTERM while a client is connected; its log is in memory, so a kill costs nothing.
-STOP_TIMEOUT_S = 1.0
 
 
-class Embedded(Running):
+class Broker(Server):
+    """A Kafka broker as a process: ready when its own cluster answers at its address."""
+
+    unavailable = BrokerUnavailable
+    address = ""
+    cluster_id = ""
+
+    def _missing(self) -> str:
+        try:
+            found = cluster_id(Settings(broker=self.address))
+        except BrokerUnavailable as exc:
+            return str(exc)
+        if found != self.cluster_id:
+            raise BrokerUnavailable(f"{self.address} is answered by cluster {found}, not by ours")
+        return ""
+
+
+class Embedded(Broker):
     """One broker process. Its log lives and dies with it.
 
     Iceberg keys its offsets by (cluster id, topic, partition). A restarted in-memory broker
@@ -29,24 +43,20 @@ class Embedded(Running):
     So every start gets a cluster id of its own.
     """
 
+    name = "embedded broker"
+    start_timeout_s = 20.0
+    #: Tansu ignores SIGTERM while a client is connected; a kill costs nothing of a log in memory.
+    stop_timeout_s = 1.0
+
     def __init__(self, data: Path, port: int = 0) -> None:
         """`port` 0: any free one, chosen at start."""
         self._port = port
         self._log = data / "log" / "broker.log"
-        self.address = ""
-        self.cluster_id = ""
-        self.child: Child | None = None
 
-    def start(self) -> None:
-        """Start it and wait until it answers.
-
-        Raises:
-            BrokerUnavailable: no binary is installed, the port is in use, it ended by itself,
-                or does not answer within 20 s.
-        """
+    def _prepare(self) -> Child:
         port = self._port or free_port()
         if not port_is_free(HOST, port):
-            raise BrokerUnavailable(f"embedded broker: port {port} on {HOST} is in use")
+            raise BrokerUnavailable(f"{self.name}: port {port} on {HOST} is in use")
         self.address, self.cluster_id = f"{HOST}:{port}", f"k2-{uuid.uuid4().hex}"
         url = f"tcp://{self.address}"
         argv = [
@@ -56,37 +66,7 @@ class Embedded(Running):
             "--advertised-listener-url", url,
             "--storage-engine", "memory://tansu/",
         ]  # fmt: skip
-        self.child = Child("broker", argv, os.environ, self._log)
-        try:
-            self.child.start()
-            self._await_answer(self.child)
-        except BaseException:
-            self.stop()
-            raise
-
-    def stop(self) -> None:
-        """Stop it; the topics are gone then. May be called twice."""
-        if self.child is not None:
-            self.child.stop(STOP_TIMEOUT_S)
-
-    def _await_answer(self, child: Child) -> None:
-        until = time.monotonic() + START_TIMEOUT_S
-        while True:
-            try:
-                child.check()
-                found = cluster_id(Settings(broker=self.address))
-            except ChildDied as exc:
-                raise BrokerUnavailable(f"embedded broker at {self.address}: {exc}") from exc
-            except BrokerUnavailable:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.05)
-                continue
-            if found != self.cluster_id:
-                raise BrokerUnavailable(
-                    f"{self.address} is answered by cluster {found}, not by the embedded broker"
-                )
-            return
+        return Child("broker", argv, os.environ, self._log)
 
 
 def _binary() -> Path:

@@ -9,12 +9,10 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from k2.errors import ChildDied
 
-__all__ = ["Child", "Running", "stop_all", "supervise"]
+__all__ = ["Child", "stop_all", "supervise"]
 
 TAIL_LINES = 20
 TAIL_BYTES = 64 * 1024
@@ -107,28 +105,6 @@ class Child:
             raise ChildDied(
                 f"{self.name} ended by itself ({how}); end of {self.log}:\n{self.tail()}"
             )
-
-
-class Running:
-    """A context: `start` at its begin, `stop` at its end."""
-
-    def start(self) -> None:
-        raise NotImplementedError
-
-    def stop(self) -> None:
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.stop()
 
 
 def supervise(children: Iterable[Child], stop: threading.Event | None = None) -> None:

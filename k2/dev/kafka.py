@@ -5,23 +5,18 @@ from __future__ import annotations
 import base64
 import os
 import subprocess
-import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from k2.dev.broker import HOST, free_port, port_is_free
-from k2.dev.children import Child, Running
+from k2.dev.broker import HOST, Broker, free_port, port_is_free
+from k2.dev.children import Child
 from k2.dev.jars import fetch, tool
-from k2.errors import BrokerUnavailable, ChildDied
-from k2.settings import Settings
-from k2.topics import cluster_id
+from k2.errors import BrokerUnavailable
 
 __all__ = ["Kafka", "Secured"]
 
-START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 10.0
 FORMAT_TIMEOUT_S = 60.0
 HEAP = ("-Xms128m", "-Xmx512m", "-XX:+UseSerialGC")
 
@@ -55,11 +50,15 @@ class Secured:
     users: Mapping[str, str] = field(repr=False)  # password by user
 
 
-class Kafka(Running):
+class Kafka(Broker):
     """One Kafka node. Its log and cluster id stay in `data`, whatever ends the process.
 
     Started again, it has the same address; `child` takes signals in between.
     """
+
+    name = "Kafka"
+    start_timeout_s = 60.0
+    stop_timeout_s = 10.0
 
     def __init__(
         self,
@@ -81,18 +80,9 @@ class Kafka(Running):
         self._log = data / "log" / "kafka.log"
         self._port, self._controller_port, self._secure_port = port, 0, 0
         self._options, self._secured = dict(options or {}), secured
-        self.address = ""
         self.secure_address = ""
-        self.cluster_id = ""
-        self.child: Child | None = None
 
-    def start(self) -> None:
-        """Start it and wait until it answers.
-
-        Raises:
-            BrokerUnavailable: java or its jars are missing, the port is in use, it ended by
-                itself, or does not answer within 60 s.
-        """
+    def _prepare(self) -> Child:
         java, jars = tool("java"), fetch()
         self._port = self._port or free_port()
         self._controller_port = self._controller_port or free_port()
@@ -108,18 +98,7 @@ class Kafka(Running):
         run = [java, *HEAP, "-Dlog4j2.level=WARN", "-cp", f"{jars}/*"]
         self.cluster_id = _former_id(self._folder / "log") or self._format(run, configuration)
         argv = [*run, "kafka.Kafka", str(configuration)]
-        self.child = Child("kafka", argv, os.environ, self._log)
-        try:
-            self.child.start()
-            self._await_answer(self.child)
-        except BaseException:
-            self.stop()
-            raise
-
-    def stop(self) -> None:
-        """Stop it; the log stays. May be called twice."""
-        if self.child is not None:
-            self.child.stop(STOP_TIMEOUT_S)
+        return Child("kafka", argv, os.environ, self._log)
 
     def _configure(self) -> Path:
         listeners = {"PLAINTEXT": self._port}
@@ -157,25 +136,6 @@ class Kafka(Running):
                 f"{done.stdout}{done.stderr}"
             )
         return identity
-
-    def _await_answer(self, child: Child) -> None:
-        until = time.monotonic() + START_TIMEOUT_S
-        while True:
-            try:
-                child.check()
-                found = cluster_id(Settings(broker=self.address))
-            except ChildDied as exc:
-                raise BrokerUnavailable(f"Kafka at {self.address}: {exc}") from exc
-            except BrokerUnavailable:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(0.1)
-                continue
-            if found != self.cluster_id:
-                raise BrokerUnavailable(
-                    f"{self.address} is answered by cluster {found}, not by this Kafka"
-                )
-            return
 
 
 def _former_id(log: Path) -> str:

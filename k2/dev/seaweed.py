@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import secrets
-import time
 import urllib.error
 import urllib.request
 from importlib import metadata
@@ -15,15 +14,14 @@ from typing import Any
 from pyiceberg.exceptions import NoSuchNamespaceError, RESTError
 
 from k2.dev.broker import HOST, port_is_free
-from k2.dev.children import Child, Running
-from k2.errors import CatalogUnavailable, ChildDied
+from k2.dev.children import Child
+from k2.dev.server import Server
+from k2.errors import CatalogUnavailable
 from k2.lake.catalog import open_catalog
 from k2.settings import Settings
 
 __all__ = ["SeaweedFS"]
 
-START_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 10.0
 WAREHOUSE = "lake"
 
 #: Everything that listens: each gets a free port, so that two of them stand beside each other.
@@ -35,8 +33,13 @@ _GRPC_STEP = 10_000
 _PORT_MIN, _PORT_MAX = 10_240, 22_000
 
 
-class SeaweedFS(Running):
+class SeaweedFS(Server):
     """One store. What it holds stays in `data`; started again, its addresses and keys stay."""
+
+    name = "SeaweedFS"
+    start_timeout_s = 30.0
+    stop_timeout_s = 10.0
+    unavailable = CatalogUnavailable
 
     def __init__(self, data: Path) -> None:
         """Nothing is started yet; the keys are random."""
@@ -44,7 +47,6 @@ class SeaweedFS(Running):
         self._log = data / "log" / "seaweedfs.log"
         self._ports: dict[str, int] = {}
         self._access_key, self._secret_key = secrets.token_hex(8), secrets.token_hex(20)
-        self.child: Child | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -59,12 +61,7 @@ class SeaweedFS(Running):
             "s3_secret_key": self._secret_key,
         }
 
-    def start(self) -> None:
-        """Start it and wait until S3 and the catalog answer.
-
-        Raises:
-            CatalogUnavailable: it is not installed, ended, or does not answer within 30 s.
-        """
+    def _prepare(self) -> Child:
         if not self._ports:
             self._ports = _free_ports()
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -75,39 +72,18 @@ class SeaweedFS(Running):
             *(f"-{name}={port}" for name, port in self._ports.items()),
         ]  # fmt: skip
         keys = {"AWS_ACCESS_KEY_ID": self._access_key, "AWS_SECRET_ACCESS_KEY": self._secret_key}
-        self.child = Child("seaweedfs", argv, os.environ | keys, self._log)
+        return Child("seaweedfs", argv, os.environ | keys, self._log)
+
+    def _missing(self) -> str:
+        url = self.settings["catalog_uri"]
+        if not _answers(f"{url}/v1/config?warehouse={self.settings['warehouse']}"):
+            return f"{url} does not answer"
         try:
-            self.child.start()
-            self._await_answer(self.child)
-        except BaseException:
-            self.stop()
-            raise
-
-    def stop(self) -> None:
-        """Stop it; what it stored stays. May be called twice."""
-        if self.child is not None:
-            self.child.stop(STOP_TIMEOUT_S)
-
-    def _await_answer(self, child: Child) -> None:
-        until = time.monotonic() + START_TIMEOUT_S
-        url, last = self.settings["catalog_uri"], ""
-        while True:
-            try:
-                child.check()
-                if _answers(f"{url}/v1/config?warehouse={self.settings['warehouse']}"):
-                    # It answers before it has made the bucket of the warehouse.
-                    open_catalog(Settings(**self.settings)).list_namespaces()
-                    return
-            except ChildDied as exc:
-                raise CatalogUnavailable(f"SeaweedFS: {exc}") from exc
-            except (CatalogUnavailable, RESTError, NoSuchNamespaceError) as exc:
-                last = f"; last: {exc}"
-            if time.monotonic() > until:
-                raise CatalogUnavailable(
-                    f"SeaweedFS: {url} does not answer within {START_TIMEOUT_S:g} s{last}; "
-                    f"end of {child.log}:\n{child.tail()}"
-                )
-            time.sleep(0.1)
+            # It answers before it has made the bucket of the warehouse.
+            open_catalog(Settings(**self.settings)).list_namespaces()
+        except (CatalogUnavailable, RESTError, NoSuchNamespaceError) as exc:
+            return str(exc)
+        return ""
 
 
 def _free_ports() -> dict[str, int]:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import IO
 
 from k2.dev.broker import HOST, Embedded, port_is_free
-from k2.dev.children import Child, Running, stop_all, supervise
+from k2.dev.children import Child, stop_all, supervise
+from k2.dev.server import Running
 from k2.errors import K2Error, SettingError
 from k2.lake.catalog import ensure_tables, open_catalog
 from k2.registry import open_registry

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from k2.errors import SchemaMismatch
-from k2.sequence.fold import OK, fold
+from k2.sequence.fold import OK, Rows, fold
 from k2.sequence.state import Gap, Rules, SymbolState
 
 __all__ = ["Checked", "check", "sessions_of"]
@@ -103,29 +103,23 @@ def check(states: Mapping[Key, SymbolState], batch: pa.Table, rules: Rules) -> C
         before = [s for s, some in zip(before, left.tolist(), strict=True) if some]
         starts = _starts(codes)
 
-    rows = _Rows(sequences[order], times[order], sessions[order], offsets[order], starts)
-    judged, gaps, after = _settle(rows, keys, before, rules)
+    rows = Rows(sequences, times, sessions, offsets)[order]
+    judged, gaps, after = _settle(rows, starts, keys, before, rules)
     verdicts = np.zeros(n, np.uint8)
     verdicts[order] = judged
     gaps.sort(key=lambda gap: gap.offset)
     return Checked(verdicts, sessions, gaps, after, replayed)
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """n rows grouped by symbol, in offset order within; `starts` is each symbol's first row."""
-
-    sequences: npt.NDArray[np.int64]
-    times: npt.NDArray[np.int64]
-    sessions: npt.NDArray[np.int32]
-    offsets: npt.NDArray[np.int64]
-    starts: npt.NDArray[np.intp]
-
-
 def _settle(
-    rows: _Rows, keys: list[Key], before: list[SymbolState | None], rules: Rules
+    rows: Rows,
+    starts: npt.NDArray[np.intp],
+    keys: list[Key],
+    before: list[SymbolState | None],
+    rules: Rules,
 ) -> tuple[npt.NDArray[np.uint8], list[Gap], dict[Key, SymbolState]]:
-    n, starts = len(rows.sequences), rows.starts
+    """Judge rows grouped by symbol, in offset order within; `starts` is each one's first row."""
+    n = len(rows.sequences)
     verdicts = np.full(n, OK, np.uint8)
     gaps: list[Gap] = []
     after: dict[Key, SymbolState] = {}
@@ -165,15 +159,7 @@ def _settle(
             )
             continue
         own = slice(begin[i], begin[i] + number[i])
-        verdicts[own], found, after[key] = fold(
-            state,
-            key,
-            rows.sequences[own],
-            rows.times[own],
-            rows.sessions[own],
-            rows.offsets[own],
-            rules,
-        )
+        verdicts[own], found, after[key] = fold(state, key, rows[own], rules)
         gaps += found
     return verdicts, gaps, after
 

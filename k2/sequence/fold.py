@@ -8,6 +8,7 @@ same, which a property test holds.
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from k2.schemas import VERDICTS
 from k2.sequence.state import Chain, Gap, Rules, SymbolState
 
-__all__ = ["EARLIER_MAX", "OK", "fold"]
+__all__ = ["EARLIER_MAX", "OK", "Rows", "fold"]
 
 FIRST, OK, GAP, LATE, RESET, DUPLICATE = range(len(VERDICTS))
 
@@ -34,27 +35,35 @@ Int32s = npt.NDArray[np.int32]
 Verdicts = npt.NDArray[np.uint8]
 
 
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """n rows in offset order, none of them replayed; times in ns, sessions in days."""
+
+    sequences: Int64s
+    times: Int64s
+    sessions: Int32s
+    offsets: Int64s
+
+    def __getitem__(self, own: slice | Int64s) -> Rows:
+        """Some of the rows."""
+        columns = (self.sequences, self.times, self.sessions, self.offsets)
+        return Rows(*(column[own] for column in columns))
+
+
 def fold(
-    state: SymbolState | None,
-    key: tuple[str, str],
-    sequences: Int64s,
-    times: Int64s,
-    sessions: Int32s,
-    offsets: Int64s,
-    rules: Rules,
+    state: SymbolState | None, key: tuple[str, str], rows: Rows, rules: Rules
 ) -> tuple[Verdicts, list[Gap], SymbolState]:
-    """Fold one symbol's n >= 1 rows, in offset order and none of them replayed, into its state.
+    """Fold one symbol's n >= 1 rows into its state.
 
     Args:
         state: before the rows; None if the symbol was never seen. Not changed.
         key: (exchange, symbol), for the gaps found.
-        sequences, times, sessions, offsets: n values each; times in ns, sessions in days.
         rules: reset window and bound of the open gaps.
 
     Returns:
         n verdicts, the gaps found in row order, and the state after the rows.
     """
-    folding = _Fold(state, key, sequences, times, sessions, offsets, rules)
+    folding = _Fold(state, key, rows, rules)
     return folding.verdicts, folding.found, folding.state
 
 
@@ -62,32 +71,25 @@ class _Fold:
     """One run of `fold`; a row is named by its index in the arrays."""
 
     def __init__(
-        self,
-        state: SymbolState | None,
-        key: tuple[str, str],
-        sequences: Int64s,
-        times: Int64s,
-        sessions: Int32s,
-        offsets: Int64s,
-        rules: Rules,
+        self, state: SymbolState | None, key: tuple[str, str], rows: Rows, rules: Rules
     ) -> None:
         self.key, self.rules = key, rules
         self.window_ns = rules.reset_window_ms * 1_000_000
-        self.sequences, self.times = sequences, times
-        self.sessions, self.offsets = sessions, offsets
+        self.sequences, self.times = rows.sequences, rows.times
+        self.sessions, self.offsets = rows.sessions, rows.offsets
         self.found: list[Gap] = []
-        self.verdicts = np.empty(len(sequences), np.uint8)
+        self.verdicts = np.empty(len(rows.sequences), np.uint8)
         begin = 0
         if state is None:
             self.verdicts[0] = FIRST
-            first = int(sequences[0])
+            first = int(rows.sequences[0])
             self.state = SymbolState(
                 first,
                 first,
                 Chain.unseen_below(first),
-                session=int(sessions[0]),
-                last_ts=int(times[0]),
-                offset=int(offsets[0]),
+                session=int(rows.sessions[0]),
+                last_ts=int(rows.times[0]),
+                offset=int(rows.offsets[0]),
             )
             begin = 1
         else:

@@ -202,8 +202,9 @@ def test_symbols_count_trades_and_sessions(lake):
     ]
 
 
-def test_a_sort_beyond_the_memory_spills_to_the_data_folder(tmp_path):
-    """One file, listed often, is more than DuckDB may hold; every row comes all the same."""
+@pytest.fixture
+def large(tmp_path):
+    """An engine with little memory over a million rows: one file, listed often."""
     settings = Settings(data=tmp_path, query_memory_max=64 * 1024 * 1024)
     catalog = open_catalog(settings)
     ensure_tables(catalog, settings)
@@ -211,27 +212,24 @@ def test_a_sort_beyond_the_memory_spills_to_the_data_folder(tmp_path):
     rows = pa.Table.from_pylist([row(n, START + n) for n in range(5000)], TRADES)
     sink.commit(sink.write(rows) * 200, {}, {})
     engine = Engine(catalog, settings)
-    batches = engine.trades()
+    yield engine
+    engine.close()
+
+
+def test_a_sort_beyond_the_memory_spills_to_the_data_folder(large, tmp_path):
+    """More than DuckDB may hold; every row comes all the same."""
+    batches = large.trades()
     first = next(batches)
     spilled = [path for path in (tmp_path / "spill").rglob("*") if path.is_file()]
     assert spilled
     assert first.num_rows + sum(batch.num_rows for batch in batches) == 1_000_000
-    engine.close()
 
 
-def test_a_query_beyond_memory_and_disk_says_what_to_do(tmp_path):
+def test_a_query_beyond_memory_and_disk_says_what_to_do(large):
     """DuckDB's own words name neither the setting nor the way out."""
-    settings = Settings(data=tmp_path, query_memory_max=64 * 1024 * 1024)
-    catalog = open_catalog(settings)
-    ensure_tables(catalog, settings)
-    sink = Sink(catalog, trades_name(settings), settings)
-    rows = pa.Table.from_pylist([row(n, START + n) for n in range(5000)], TRADES)
-    sink.commit(sink.write(rows) * 200, {}, {})
-    engine = Engine(catalog, settings)
-    engine._database.execute("SET max_temp_directory_size = '1MiB'")
+    large._database.execute("SET max_temp_directory_size = '1MiB'")
     with pytest.raises(QueryTooLarge, match="K2_QUERY_MEMORY_MAX"):
-        engine.trades().read_all()
-    engine.close()
+        large.trades().read_all()
 
 
 def test_a_data_file_that_is_gone_is_an_error_that_names_it(lake, tmp_path):

@@ -27,12 +27,14 @@ def sequences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def put(sequences: Any, epoch: str, watermark: int | None, **lasts: int) -> None:
+def put(sequences: Any, epoch: str, watermark: int | None, missing: int = 0, **lasts: int) -> None:
+    """Write an epoch; its watermark says that there are `missing` more symbols."""
     for symbol, last in lasts.items():
         key = orjson.dumps((*SOURCE, epoch, "SIM", symbol.replace("_", "/")))
         sequences.table[key] = state(last).to_bytes()
     if watermark is not None:
-        sequences.table[orjson.dumps((*SOURCE, epoch))] = str(watermark).encode()
+        mark = orjson.dumps((watermark, len(lasts) + missing))
+        sequences.table[orjson.dumps((*SOURCE, epoch))] = mark
 
 
 def test_late_records_of_a_former_owner_change_nothing(sequences: Any) -> None:
@@ -50,6 +52,14 @@ def test_epoch_without_watermark_is_torn_and_not_used(sequences: Any) -> None:
     put(sequences, "10-b", None, A=40)
     stored, _ = sequences.load({SOURCE})
     assert (stored[SOURCE].epoch, stored[SOURCE].watermark) == ("9-a", 20)
+
+
+def test_epoch_that_lacks_a_symbol_is_not_used(sequences: Any) -> None:
+    """A quiet symbol that is not there would begin anew, and its next gap go unseen."""
+    put(sequences, "1-a", 20, A=10, B=11)
+    put(sequences, "2-b", 50, missing=1, A=40)
+    stored, _ = sequences.load({SOURCE})
+    assert (stored[SOURCE].epoch, stored[SOURCE].watermark) == ("1-a", 20)
 
 
 def test_epochs_count_as_numbers_and_equal_ones_by_their_watermark(sequences: Any) -> None:
