@@ -46,8 +46,7 @@ class Rows:
 
     def __getitem__(self, own: slice | Int64s) -> Rows:
         """Some of the rows."""
-        columns = (self.sequences, self.times, self.sessions, self.offsets)
-        return Rows(*(column[own] for column in columns))
+        return Rows(self.sequences[own], self.times[own], self.sessions[own], self.offsets[own])
 
 
 def fold(
