@@ -129,8 +129,9 @@ class Assignment:
 
         A state ahead of the table is of no use: the table was rolled back, or moved.
         """
-        behind = watermark is not None and all(s.offset < watermark for s in symbols.values())
-        first, states = (0, {}) if watermark is None or not behind else (watermark, symbols)
+        ahead = any(state.offset >= (watermark or 0) for state in symbols.values())
+        usable = watermark is not None and watermark <= stored and not ahead
+        first, states = (watermark or 0, symbols) if usable else (0, {})
         log.warning(
             "%s: the sequence state (at %s) is rebuilt from the trades table, offsets %d to %d",
             source,

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos.rounds import FAULTS, Outcome, run
+from k2.dev import jars
+from k2.dev.seaweed import SeaweedFS
+from tests.chaos.faults import FAULTS
+from tests.chaos.lakes import Place, embedded, kafka
+from tests.chaos.mutations import MUTATIONS
+from tests.chaos.rounds import Outcome, run
 
 
 @click.command()
 @click.option("--seed", default=1, show_default=True, help="Of streams and moments.")
 @click.option("--rounds", default=1, show_default=True, type=click.IntRange(1), help="A fault.")
 @click.option("--only", multiple=True, help="Faults whose name holds this; repeat for more.")
-@click.option("--without", default="", help="Take a guard out of every worker: fence, watermark.")
-def main(seed: int, rounds: int, only: tuple[str, ...], without: str) -> None:
+@click.option(
+    "--on",
+    type=click.Choice(["embedded", "kafka"]),
+    help="Only with this broker; kafka has its lake on S3 behind a REST catalog.  [default: both]",
+)
+@click.option(
+    "--without", default="", type=click.Choice(["", *MUTATIONS]), help="A guard to take out."
+)
+def main(seed: int, rounds: int, only: tuple[str, ...], on: str | None, without: str) -> None:
     """Break K2 in every way that is known, and see whether a row is lost or doubled.
 
     Exit code 1 if the oracle found anything.
@@ -25,35 +42,63 @@ def main(seed: int, rounds: int, only: tuple[str, ...], without: str) -> None:
     console = Console(stderr=True)
     faults = [fault for fault in FAULTS if not only or any(word in fault.name for word in only)]
     outcomes: list[Outcome] = []
-    for fault in faults:
-        for number in range(rounds):
-            started = time.monotonic()
-            outcome = run(fault, seed + number, without)
-            seconds = time.monotonic() - started
-            said = outcome.wrong.splitlines()[0][:150] if outcome.wrong else "ok"
-            console.print(f"{fault.name}: {said} ({seconds:.0f} s)", highlight=False)
-            outcomes.append(outcome)
+    with _places(on, console) as places:
+        for name, place in places.items():
+            for fault in (fault for fault in faults if name in fault.places):
+                for number in range(rounds):
+                    started = time.monotonic()
+                    outcome = run(fault, seed + number, name, place, without)
+                    seconds = time.monotonic() - started
+                    said = outcome.wrong.splitlines()[0][:150] if outcome.wrong else "ok"
+                    console.print(
+                        f"{name}: {fault.name}: {said} ({seconds:.0f} s)", highlight=False
+                    )
+                    outcomes.append(outcome)
     _show(outcomes)
     sys.exit(1 if any(outcome.wrong for outcome in outcomes) else 0)
 
 
+@contextmanager
+def _places(on: str | None, console: Console) -> Iterator[dict[str, Place]]:
+    """Those asked for; without Java only the embedded one, and a word about it."""
+    places: dict[str, Place] = {} if on == "kafka" else {"embedded": embedded}
+    lacking = "" if on == "embedded" else jars.missing()
+    if lacking and (on == "kafka" or os.environ.get("CI")):
+        raise click.ClickException(f"Apache Kafka cannot run: {lacking}")
+    if lacking:
+        console.print(f"Apache Kafka is left out: {lacking}", style="yellow")
+    if on == "embedded" or lacking:
+        yield places
+        return
+    with tempfile.TemporaryDirectory(prefix="k2-chaos-") as data, SeaweedFS(Path(data)) as store:
+        yield {**places, "kafka": kafka(store)}
+
+
 def _show(outcomes: list[Outcome]) -> None:
-    table = Table("fault", "rounds", "rows checked", "wrong", "recovery s, worst", "peak MB")
-    for name in dict.fromkeys(outcome.fault for outcome in outcomes):
-        own = [outcome for outcome in outcomes if outcome.fault == name]
+    table = Table(
+        "broker", "fault", "rounds", "rows checked", "lost", "doubled", "failed",
+        "recovery s, worst", "peak MB",
+    )  # fmt: skip
+    for place, name in dict.fromkeys((outcome.place, outcome.fault) for outcome in outcomes):
+        own = [each for each in outcomes if (each.place, each.fault) == (place, name)]
+        peak = max(outcome.rss_bytes_max for outcome in own)
         table.add_row(
+            place,
             name,
             str(len(own)),
             f"{sum(outcome.rows for outcome in own):,}",
+            str(sum(outcome.lost for outcome in own)),
+            str(sum(outcome.doubled for outcome in own)),
             str(sum(bool(outcome.wrong) for outcome in own)),
             f"{max(outcome.recovery_s for outcome in own):.1f}",
-            f"{max(outcome.rss_bytes_max for outcome in own) / 1e6:,.0f}",
+            f"{peak / 1e6:,.0f}" if peak else "",
         )
-    console = Console()
+    console = Console(width=max(120, Console().width))
     console.print(table)
     for outcome in outcomes:
         if outcome.wrong:
-            console.print(f"{outcome.fault}: {outcome.wrong}", highlight=False, markup=False)
+            said = f"{outcome.place}: {outcome.fault}: {outcome.wrong}"
+            console.print(said, highlight=False, markup=False)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import faust.stores.rocksdb
 import pyarrow.parquet as pq
 from k2.agents.ingest import Ingest
 from k2.tables import sequences
+from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.io.pyarrow import PyArrowFile
@@ -33,25 +34,35 @@ __all__ = ["ACTIONS", "DOWN_S", "POINTS", "arm"]
 DOWN_S = 60.0
 _down_since = 0.0
 
-#: Name: (owner, method, before or after it). In the order of a batch's way.
-POINTS: dict[str, tuple[Any, str, str]] = {
-    "after fetch": (Ingest, "put", "before"),
-    "after sequence check": (Ingest, "_accept", "before"),
-    "mid-Parquet": (pq.ParquetWriter, "write_table", "after"),
-    "after Parquet": (Sink, "write", "after"),
-    "after manifest": (_MergeAppendFiles, "commit", "after"),
-    "before swap": (SqlCatalog, "_write_metadata", "after"),
-    "after swap": (SqlCatalog, "commit_table", "after"),
-    "mid-table-flush": (sequences, "_put", "after"),
-    "after table flush": (sequences, "checkpoint", "after"),
-    "before ack": (BatchConsumer, "durable", "before"),
-    "after ack": (BatchConsumer, "commit_and_end_transactions", "after"),
-    "in recovery": (faust.stores.rocksdb.Store, "apply_changelog_batch", "after"),
-    "at assignment": (sequences, "load", "after"),
-    "before drain": (Ingest, "drain", "before"),
-    "after drain": (Ingest, "drain", "after"),
-    "at file": (PyArrowFile, "create", "before"),
-    "at swap": (SqlCatalog, "commit_table", "before"),
+#: Name: (owner, method, before or after it) in every kind of lake, in the order of a batch's way.
+#: What a REST catalog writes for a swap it writes by itself: there the call is where it begins.
+POINTS: dict[str, tuple[tuple[Any, str, str], ...]] = {
+    "after fetch": ((Ingest, "put", "before"),),
+    "after sequence check": ((Ingest, "_accept", "before"),),
+    "mid-Parquet": ((pq.ParquetWriter, "write_table", "after"),),
+    "after Parquet": ((Sink, "write", "after"),),
+    "after manifest": ((_MergeAppendFiles, "commit", "after"),),
+    "before swap": (
+        (SqlCatalog, "_write_metadata", "after"),
+        (RestCatalog, "commit_table", "before"),
+    ),
+    "after swap": (
+        (SqlCatalog, "commit_table", "after"),
+        (RestCatalog, "commit_table", "after"),
+    ),
+    "mid-table-flush": ((sequences, "_put", "after"),),
+    "after table flush": ((sequences, "checkpoint", "after"),),
+    "before ack": ((BatchConsumer, "durable", "before"),),
+    "after ack": ((BatchConsumer, "commit_and_end_transactions", "after"),),
+    "in recovery": ((faust.stores.rocksdb.Store, "apply_changelog_batch", "after"),),
+    "at assignment": ((sequences, "load", "after"),),
+    "before drain": ((Ingest, "drain", "before"),),
+    "after drain": ((Ingest, "drain", "after"),),
+    "at file": ((PyArrowFile, "create", "before"),),
+    "at swap": (
+        (SqlCatalog, "commit_table", "before"),
+        (RestCatalog, "commit_table", "before"),
+    ),
 }
 
 
@@ -104,8 +115,6 @@ def arm(point: str, first: int, times: int, action: str, mark: Path) -> None:
 
     Each of them appends a line to `mark`, before it happens.
     """
-    owner, name, where = POINTS[point]
-    stock = getattr(owner, name)
     act = ACTIONS[action]
     passed = 0
 
@@ -117,6 +126,12 @@ def arm(point: str, first: int, times: int, action: str, mark: Path) -> None:
                 file.write(f"{passed}\n")
             act()
 
+    for owner, name, where in POINTS[point]:
+        _wrap(owner, name, where, hit)
+
+
+def _wrap(owner: Any, name: str, where: str, hit: Callable[[], None]) -> None:
+    stock = getattr(owner, name)
     if inspect.iscoroutinefunction(stock):
 
         @functools.wraps(stock)

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from k2.dev.seaweed import SeaweedFS
 from k2.feeds.producer import produce
 from k2.feeds.simulate import Simulation
+from tests.chaos.faults import FAULTS
+from tests.chaos.lakes import embedded, kafka
 from tests.chaos.mutations import MUTATIONS
-from tests.chaos.rounds import FAULTS, ChaosWorker, Fault, lake, run
+from tests.chaos.rounds import SMALL, ChaosWorker, Fault, Outcome, run
 from tests.fuzz.reference import Reference
 from tests.fuzz.test_codec_fuzz import check
 from tests.fuzz.values import SCHEMAS
@@ -20,7 +23,8 @@ from tests.integration.parts import Worker, committed, until, verify
 pytestmark = pytest.mark.slow
 
 SEED = 3
-IN_TESTS = ("killed after swap", "killed mid-table-flush", "killed in recovery", "disk full")
+IN_TESTS = ("killed mid-table-flush", "killed in recovery", "changelog behind", "disk full")
+ON_KAFKA = ("killed after swap", "transactions aborted, killed")
 #: Guard: the fault that it guards against.
 GUARDED = {"fence": "frozen, then woken", "watermark": "killed after swap"}
 
@@ -32,7 +36,15 @@ def fault(name: str) -> Fault:
 
 @pytest.mark.parametrize("name", IN_TESTS)
 def test_fault_loses_and_doubles_nothing(name: str) -> None:
-    outcome = run(fault(name), SEED)
+    _clean(run(fault(name), SEED, "embedded", embedded))
+
+
+@pytest.mark.parametrize("name", ON_KAFKA)
+def test_fault_on_kafka_and_s3_loses_and_doubles_nothing(name: str, seaweed: SeaweedFS) -> None:
+    _clean(run(fault(name), SEED, "kafka", kafka(seaweed)))
+
+
+def _clean(outcome: Outcome) -> None:
     assert not outcome.wrong, outcome.wrong
     assert outcome.rows > 0
 
@@ -40,7 +52,7 @@ def test_fault_loses_and_doubles_nothing(name: str) -> None:
 @pytest.mark.parametrize("guard", GUARDED)
 def test_without_a_guard_the_oracle_objects(guard: str) -> None:
     """Else the rounds above would show nothing."""
-    outcome = run(fault(GUARDED[guard]), SEED, without=guard)
+    outcome = run(fault(GUARDED[guard]), SEED, "embedded", embedded, guard)
     assert "offset_twice" in outcome.wrong
 
 
@@ -70,7 +82,8 @@ def test_second_signal_leaves_at_once_and_loses_nothing(tmp_path: Path) -> None:
         "CHAOS_TIMES": "1",
         "CHAOS_MARK": str(mark),
     }
-    with lake(tmp_path / "data") as settings:
+    with embedded(tmp_path / "data", SMALL) as lake:
+        settings = lake.settings
         topic = settings.trades_topic("SIM")
         with ChaosWorker(settings, "a", armed) as worker:
             worker.await_ready()
