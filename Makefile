@@ -42,6 +42,7 @@ chaos: $(STAMP)
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[embedded,full,dev]'
-	touch $@
+	@echo "setting up .venv: about a minute the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[embedded,full,dev]'
+	@touch $@

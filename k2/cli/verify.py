@@ -3,67 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import click
 import orjson
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from k2.errors import BrokerUnavailable
+from k2.holes import BrokerHoles
 from k2.lake.audit import Report, audit
 from k2.lake.catalog import open_catalog
-from k2.lake.offsets import Source
-from k2.security import client_options
 from k2.settings import Settings, load
-from k2.topics import cluster_id
 
 __all__ = ["inspect", "verify"]
-
-READ_TIMEOUT_S = 10.0
-
-
-class BrokerHoles:
-    """Explains holes in the offsets by reading the log itself, while it still has them."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._cluster = cluster_id(settings)
-        self._consumer = Consumer(
-            {
-                **client_options(settings),
-                "group.id": f"{settings.group}-verify",
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "auto.offset.reset": "error",
-                "enable.partition.eof": True,  # an end that is told, not guessed from silence
-            }
-        )
-
-    def explain(self, source: Source, first: int, last: int) -> str | None:
-        """Say why offsets `first`..`last` hold no record; None if they do, or nobody knows."""
-        if source.cluster != self._cluster:
-            return None
-        start, end = self._consumer.get_watermark_offsets(
-            TopicPartition(source.topic, source.partition), timeout=READ_TIMEOUT_S
-        )
-        if first < start or first >= end:
-            return None  # the log no longer has them all: nobody can say what they were
-        self._consumer.assign([TopicPartition(source.topic, source.partition, first)])
-        message = self._consumer.poll(READ_TIMEOUT_S)
-        offset = message.offset() if message is not None else None
-        if message is None or offset is None or offset <= last:
-            return None
-        if (error := message.error()) is None:
-            return "control records, aborted or compacted away"
-        if error.code() == KafkaError._PARTITION_EOF:
-            return "no record follows: control records, aborted or compacted away"
-        return None
-
-    def close(self) -> None:
-        self._consumer.close()
 
 
 @click.command()
@@ -96,7 +51,6 @@ def inspect(settings: Settings, messages: Console, *, offline: bool = False) -> 
             holes = BrokerHoles(settings)
         except (BrokerUnavailable, KafkaException) as exc:
             messages.print(f"holes stay unexplained: {exc}", style="yellow", soft_wrap=True)
-    explain: Callable[[Source, int, int], str | None] | None = holes.explain if holes else None
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     try:
         with Progress(*columns, TimeElapsedColumn(), console=messages, transient=True) as bars:
@@ -104,7 +58,7 @@ def inspect(settings: Settings, messages: Console, *, offline: bool = False) -> 
             return audit(
                 open_catalog(settings),
                 settings,
-                explain,
+                holes.explain if holes else None,
                 lambda what, done, of: bars.update(
                     task, description=what, completed=done, total=of
                 ),

@@ -39,9 +39,6 @@ Explain = Callable[[Source, int, int], str | None]
 #: Called with (what is being done, how much of it is done, of how much).
 Progress = Callable[[str, int, int], None]
 
-#: Holes of a source that the broker is asked about; it takes a moment for each.
-EXPLAINED_MAX = 1000
-
 _NAMES = ("trades", "rejects")
 
 
@@ -204,7 +201,6 @@ class _Holes:
     def __init__(self, source: Source, moves: list[Move], explain: Explain | None) -> None:
         self.findings = Findings(str(source))
         self._source, self._moves, self._explain = source, moves, explain
-        self._asked = 0
 
     def add(self, first: int, last: int, *, before: bool = False) -> None:
         count = last - first + 1
@@ -213,18 +209,11 @@ class _Holes:
             self.findings.add("hole", f"{where}: {reason}", "ok")
             return
         place = "before the first row" if before else "missing"
-        asked = "the broker was not asked"
-        if self._explain is not None:
-            asked = "unexplained"
-            if self._asked > EXPLAINED_MAX:
-                asked = f"the broker was asked about {EXPLAINED_MAX} holes before"
+        asked = "the broker was not asked" if self._explain is None else "unexplained"
         self.findings.add("hole", f"{where}: {place}, {asked}")
 
     def _reason(self, first: int, last: int) -> str | None:
         for move in self._moves:
             if move.after is not None and (move.before or 0) <= first and last < move.after:
                 return str(move)
-        if self._explain is None:
-            return None
-        self._asked += 1
-        return self._explain(self._source, first, last) if self._asked <= EXPLAINED_MAX else None
+        return None if self._explain is None else self._explain(self._source, first, last)

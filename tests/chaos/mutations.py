@@ -6,12 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from k2.agents import ingest
 
 from k2.codec import block, fields
 from k2.lake import commit
+from tests.fuzz.reference import Reference
+from tests.fuzz.test_codec_fuzz import check
+from tests.fuzz.values import SCHEMAS
 
-__all__ = ["MUTATIONS"]
+__all__ = ["GUARDED", "MUTATIONS", "PROOF", "misread_cases"]
 
 
 def _no_fence() -> None:
@@ -39,9 +43,30 @@ def _no_proof() -> None:
     block.require = believe
 
 
+PROOF = "framing proof"
+
 #: Guard: how it is taken out.
 MUTATIONS: dict[str, Callable[[], None]] = {
     "fence": _no_fence,
     "watermark": _no_watermark,
-    "framing proof": _no_proof,
+    PROOF: _no_proof,
 }
+
+#: Guard: the fault that shows when it is not there. What the proof guards against, the fuzz shows.
+GUARDED = {"fence": "frozen, then woken", "watermark": "killed after swap"}
+
+
+def misread_cases(cases: int) -> int:
+    """Without the proof: how many of the fuzz's first cases do not decode as they should."""
+    guarded = fields.require, block.require
+    _no_proof()
+    try:
+        reference, misread = Reference(SCHEMAS), 0
+        for number in range(cases):
+            try:
+                check(reference, number)
+            except (AssertionError, pa.ArrowInvalid):
+                misread += 1
+        return misread
+    finally:
+        fields.require, block.require = guarded

@@ -12,11 +12,8 @@ from k2.feeds.producer import produce
 from k2.feeds.simulate import Simulation
 from tests.chaos.faults import FAULTS
 from tests.chaos.lakes import embedded, kafka
-from tests.chaos.mutations import MUTATIONS
+from tests.chaos.mutations import GUARDED, MUTATIONS, PROOF, misread_cases
 from tests.chaos.rounds import SMALL, ChaosWorker, Fault, Outcome, run
-from tests.fuzz.reference import Reference
-from tests.fuzz.test_codec_fuzz import check
-from tests.fuzz.values import SCHEMAS
 from tests.integration.oracle import check as oracle
 from tests.integration.parts import Worker, committed, until, verify
 
@@ -25,8 +22,6 @@ pytestmark = pytest.mark.slow
 SEED = 3
 IN_TESTS = ("killed mid-table-flush", "killed in recovery", "changelog behind", "disk full")
 ON_KAFKA = ("killed after swap", "transactions aborted, killed")
-#: Guard: the fault that it guards against.
-GUARDED = {"fence": "frozen, then woken", "watermark": "killed after swap"}
 
 
 def fault(name: str) -> Fault:
@@ -56,18 +51,9 @@ def test_without_a_guard_the_oracle_objects(guard: str) -> None:
     assert "offset_twice" in outcome.wrong
 
 
-def test_without_the_framing_proof_the_fuzz_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_framing_proof_the_fuzz_objects() -> None:
     """Damaged values are then read as rows."""
-    for module in ("k2.codec.fields", "k2.codec.block"):
-        monkeypatch.setattr(f"{module}.require", lambda holds: None)
-    reference = Reference(SCHEMAS)
-
-    def all_cases() -> None:
-        for number in range(200):
-            check(reference, number)
-
-    with pytest.raises(AssertionError):
-        all_cases()
+    assert misread_cases(200) > 0
 
 
 def test_second_signal_leaves_at_once_and_loses_nothing(tmp_path: Path) -> None:
@@ -102,4 +88,4 @@ def test_second_signal_leaves_at_once_and_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_every_guard_that_can_be_taken_out_is_tested() -> None:
-    assert set(MUTATIONS) == {*GUARDED, "framing proof"}
+    assert set(MUTATIONS) == {*GUARDED, PROOF}

@@ -14,7 +14,7 @@ LAYERS = {
     "transport": 2, "codec": 2, "registry": 2, "sequence": 2, "buffer": 2,
     "lake": 3,
     "query": 4,
-    "app": 5, "topics": 5, "logs": 5,
+    "app": 5, "topics": 5, "logs": 5, "holes": 5,
     "tables": 6,
     "agents": 7,
     "web": 8, "cli": 8, "feeds": 8, "dev": 8, "__main__": 8,
