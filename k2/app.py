@@ -72,6 +72,7 @@ class App(faust.App):
             await super().stop()
         finally:
             last_resort.cancel()
+            gc.unfreeze()  # else DuckDB's bindings report all that was frozen as leaked
 
 
 def _leave(number: int, frame: object) -> None:
