@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 from pyiceberg.catalog import load_catalog
@@ -24,6 +23,7 @@ from pyiceberg.table import Table
 
 from k2.dev.broker import free_port
 from k2.dev.children import Child
+from k2.dev.server import Running
 from k2.feeds.producer import Produced, produce
 from k2.settings import Settings
 
@@ -144,7 +144,7 @@ def metric(url: str, sample: str) -> float:
     return 0.0
 
 
-class Worker:
+class Worker(Running):
     """`k2 worker` as a process that can be killed, stopped and started again."""
 
     def __init__(self, settings: Settings, name: str = "0", logs: Path | None = None) -> None:
@@ -196,25 +196,20 @@ class Worker:
     def tail(self) -> str:
         return self.child.tail(40)
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
+        """End it now, whatever state it is in."""
         self.child.signal(signal.SIGCONT)
         self.child.signal(signal.SIGKILL)
         self.child.stop(0.0)
-        if error is None:
+
+    def __exit__(self, kind: Any, *raised: Any) -> None:
+        super().__exit__(kind, *raised)
+        if kind is None:
             found = [line for line in self.log().splitlines() if any(b in line for b in BROKEN)]
             assert not found, f"{self.child.log}: {found}"
 
 
-class Feed:
+class Feed(Running):
     """Produces in a thread, so that the test can kill workers meanwhile."""
 
     def __init__(self, tables: list[pa.Table], topic: str, settings: Settings, rate: float) -> None:
@@ -234,17 +229,11 @@ class Feed:
     def _count(self, count: int) -> None:
         self.count = count
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
         self.done = self._pool.submit(
             produce, self._pieces(), self._topic, self._settings, self._count, self._rate
         )
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
         self._stop.set()
         self._pool.shutdown(wait=True)
