@@ -31,7 +31,7 @@ from k2.schemas import TRADE_AVRO
 from k2.security import client_options
 from k2.settings import Settings
 from k2.topics import cluster_id
-from tests.integration.oracle import check, connect
+from tests.integration.oracle import check, check_topics, connect
 from tests.integration.parts import Feed, Worker, committed, environment, k2, until, verify
 from tests.integration.places import on_kafka
 
@@ -65,6 +65,7 @@ def test_aborted_transactions_are_no_rows_and_their_offsets_explained(kafka: On)
     with Worker(lake) as worker:
         until(lambda: committed(lake) >= len(values), 60, lambda: f"trades:\n{worker.tail()}")
         worker.terminate()
+    check_topics(lake)
     found = _offsets(lake, "trades")
     # 200 records and two control records a round.
     assert len(found) == len(values)
@@ -102,6 +103,7 @@ def test_compacted_gaps_are_passed_over_and_explained(tmp_path: Path, seaweed: S
         with Worker(lake) as worker:
             until(lambda: committed(lake) >= left, 60, lambda: f"{left}:\n{worker.tail()}")
             worker.terminate()
+        check_topics(lake)
         assert len(_offsets(lake, "trades")) == left < 200
         report = k2(environment(lake), "verify")
         assert report.returncode == 0, report.stdout + report.stderr
@@ -134,6 +136,7 @@ def test_compressed_batches_come_out_as_they_went_in(kafka: On) -> None:
         until(lambda: committed(lake) >= len(values), 60, lambda: f"trades:\n{worker.tail()}")
         worker.terminate()
     verify(lake)
+    check_topics(lake)
     with connect(lake) as connection:
         rows = connection.execute("SELECT sequence FROM trades ORDER BY 1").fetchall()
     assert rows == [(number,) for number in range(1, len(values) + 1)]
@@ -301,3 +304,4 @@ def test_log_that_lost_its_start_before_the_first_worker(kafka: On) -> None:
         worker.terminate()
     assert _offsets(lake, "trades") == list(range(100, 300))
     verify(lake)
+    check_topics(lake)

@@ -14,7 +14,7 @@ from k2.registry import open_registry
 from k2.schemas import TRADE_AVRO
 from k2.settings import Settings
 from k2.topics import REJECTS_TOPIC
-from tests.integration.oracle import connect
+from tests.integration.oracle import check_topics, connect
 from tests.integration.parts import Worker, committed, until, verify
 
 pytestmark = pytest.mark.slow
@@ -55,6 +55,7 @@ def test_undecodable_records_are_in_rejects_once_with_their_bytes(lake: Settings
         until(lambda: committed(lake) >= GOOD, 60, lambda: f"all trades:\n{worker.tail()}")
         worker.terminate()
     verify(lake)
+    check_topics(lake)
     with connect(lake) as connection:
         rejects = (
             "SELECT reason, kafka_topic, kafka_partition, kafka_offset, key, value"
