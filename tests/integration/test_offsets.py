@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -21,7 +23,7 @@ from k2.registry import open_registry
 from k2.schemas import TRADE_AVRO
 from k2.settings import Settings
 from k2.topics import cluster_id
-from tests.integration.oracle import connect
+from tests.integration.oracle import Wrong, check_topics, connect
 from tests.integration.parts import Worker, committed, environment, k2, until, verify
 
 #: On the embedded broker: nothing here depends on which one it is.
@@ -37,38 +39,30 @@ def test_skipped_records_are_given_up_and_the_audit_knows(lake: Settings) -> Non
     """An hour of a log is skipped by hand: a gap in the sequences, and no loss without a name."""
     trades = _trades(60)
     _send(lake, trades[:20])
-    with Worker(lake) as worker:
-        _await(worker, lake, 20)
-        done = _move(lake, "end")
-        assert (done.returncode, "Stop them first" in done.stderr) == (2, True), done.stderr
-        worker.terminate()
+    _work(lake, 20, meanwhile=lambda: _refused(_move(lake, "end"), "Stop them first"))
     _send(lake, trades[20:40])
     assert _show(lake)[0] == {"trades": 20, "log_start": 0, "log_end": 40, "verdict": "ok"}
-    done = k2(environment(lake), "offsets", "move", TOPIC, "0", "--to", "end", *WHY)
+    done = _move(lake, "end", sure=False)
     assert "nothing done" in done.stderr
     assert "20 offsets are given up: 20..39" in done.stdout
     assert _show(lake)[0]["trades"] == 20
     assert _move(lake, "end", "--force").returncode == 0
     _send(lake, trades[40:])
-    with Worker(lake) as worker:
-        _await(worker, lake, 40)
-        worker.terminate()
+    _work(lake, 40)
     verify(lake)
-    with connect(lake) as connection:
-        sql = "SELECT sequence, kafka_offset FROM trades WHERE verdict = 'gap'"
-        assert connection.execute(sql).fetchall() == [(41, 40)]
+    assert _rows(lake, "sequence, kafka_offset", "verdict = 'gap'") == [(41, 40)]
     (finding,) = json.loads(k2(environment(lake), "verify", "--json").stdout)["findings"]
     assert (finding["kind"], finding["severity"]) == ("hole", "ok")
     assert WHY[1] in finding["detail"]
+    with pytest.raises(Wrong, match=r"^20 lost, 0 doubled: in neither table: \S+@20, "):
+        check_topics(lake)
 
 
 def test_a_log_that_ends_below_is_refused_until_it_is_moved(lake: Settings) -> None:
     """Iceberg is ahead of the log, as after a topic was made anew: the worker says what to do."""
     trades = _trades(30)
     _send(lake, trades[:20])
-    with Worker(lake) as worker:
-        _await(worker, lake, 20)
-        worker.terminate()
+    _work(lake, 20)
     source = Source(cluster_id(lake), TOPIC, 0)
     Offsets(open_catalog(lake), lake).move(source, 1000, "as if the log had been longer")
     assert _show(lake, 1)[0]["verdict"].startswith("log ends below")
@@ -77,41 +71,30 @@ def test_a_log_that_ends_below_is_refused_until_it_is_moved(lake: Settings) -> N
         assert "LogTruncated" in worker.log()
         worker.child.log.unlink()  # the refusal has a traceback
         worker.child.log.touch()
-    done = _move(lake, "end")
-    assert (done.returncode, "below the next offset" in done.stderr) == (2, True)
+    _refused(_move(lake, "end"), "below the next offset")
     assert _move(lake, "end", "--force").returncode == 0
     _send(lake, trades[20:])
-    with Worker(lake) as worker:
-        _await(worker, lake, 30)
-        worker.terminate()
+    _work(lake, 30)
     verify(lake)
-    with connect(lake) as connection:
-        sql = "SELECT DISTINCT verdict FROM trades WHERE sequence > 1"
-        assert connection.execute(sql).fetchall() == [("ok",)]
+    check_topics(lake)
+    assert _verdicts(lake) == [("ok",)]
 
 
 def test_a_lost_sequence_state_is_rebuilt_from_the_trades(lake: Settings) -> None:
     """RocksDB and its changelog are gone: what comes again is a duplicate all the same."""
     trades = _trades(40)
     _send(lake, trades[:30])
-    with Worker(lake) as worker:
-        _await(worker, lake, 30)
-        worker.terminate()
+    _work(lake, 30)
     shutil.rmtree(lake.data / "tables")
     admin = AdminClient({"bootstrap.servers": lake.broker, "log_level": 0})
     topics = [name for name in admin.list_topics(timeout=10).topics if name.endswith("-changelog")]
     for done in admin.delete_topics(topics).values():
         done.result()
     _send(lake, trades[10:])
-    with Worker(lake) as worker:
-        _await(worker, lake, 40)
-        until(lambda: committed(lake, "rejects") == 20, 30, lambda: f"rejects:\n{worker.tail()}")
-        worker.terminate()
-        assert "rebuilt from the trades table, offsets 0 to 30" in worker.log()
+    assert "rebuilt from the trades table, offsets 0 to 30" in _work(lake, 40, rejects=20)
     verify(lake)
-    with connect(lake) as connection:
-        sql = "SELECT DISTINCT verdict FROM trades WHERE sequence > 1"
-        assert connection.execute(sql).fetchall() == [("ok",)]
+    check_topics(lake)
+    assert _verdicts(lake) == [("ok",)]
 
 
 def test_offsets_of_a_cluster_that_is_gone_are_forgotten(lake: Settings) -> None:
@@ -141,12 +124,42 @@ def _send(lake: Settings, values: list[bytes]) -> None:
     assert producer.flush(30) == 0
 
 
-def _await(worker: Worker, lake: Settings, count: int) -> None:
-    until(lambda: committed(lake) == count, 60, lambda: f"{count} trades:\n{worker.tail()}")
+def _work(
+    lake: Settings, trades: int, rejects: int = 0, meanwhile: Callable[[], None] | None = None
+) -> str:
+    """Let a worker commit until the tables have so many rows, and end it; returns its log."""
+    wanted = (trades, rejects)
+    with Worker(lake) as worker:
+        until(
+            lambda: (committed(lake), committed(lake, "rejects")) == wanted,
+            60,
+            lambda: f"{wanted} trades and rejects:\n{worker.tail()}",
+        )
+        if meanwhile is not None:
+            meanwhile()
+        worker.terminate()
+    return worker.log()
 
 
-def _move(lake: Settings, to: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return k2(environment(lake), "offsets", "move", TOPIC, "0", "--to", to, *WHY, "--yes", *more)
+def _move(
+    lake: Settings, to: str, *more: str, sure: bool = True
+) -> subprocess.CompletedProcess[str]:
+    yes = ("--yes",) if sure else ()
+    return k2(environment(lake), "offsets", "move", TOPIC, "0", "--to", to, *WHY, *yes, *more)
+
+
+def _refused(done: subprocess.CompletedProcess[str], why: str) -> None:
+    assert (done.returncode, why in done.stderr) == (2, True), done.stderr
+
+
+def _rows(lake: Settings, columns: str, where: str) -> list[tuple[Any, ...]]:
+    with connect(lake) as connection:
+        return connection.execute(f"SELECT {columns} FROM trades WHERE {where}").fetchall()
+
+
+def _verdicts(lake: Settings) -> list[tuple[str]]:
+    """Of all trades but the first."""
+    return _rows(lake, "DISTINCT verdict", "sequence > 1")
 
 
 def _show(lake: Settings, code: int = 0) -> list[dict[str, object]]:
