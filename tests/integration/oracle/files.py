@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pyiceberg.manifest import ManifestEntry
 from pyiceberg.table import Table
 
 from k2.settings import Settings
@@ -34,18 +33,15 @@ def _same(name: str, table: Table) -> None:
     manifests = snapshot.manifests(table.io)
     _require(name, table, [manifest.manifest_path for manifest in manifests])
     entries = [entry for manifest in manifests for entry in manifest.fetch_manifest_entry(table.io)]
-    rows = {entry.data_file.file_path: entry.data_file.record_count for entry in entries}
-    times = Counter(_path(entry) for entry in entries)
+    files = [entry.data_file for entry in entries]
+    rows = {file.file_path: file.record_count for file in files}
+    times = Counter(file.file_path for file in files)
     if again := [path for path, count in times.items() if count > 1]:
         doubled = sum(rows[path] * (times[path] - 1) for path in again)
         raise Wrong(f"{name}: named more than once: {listed(again)}", doubled=doubled)
     if gone := _gone(table, list(rows)):
         lost = sum(rows[path] for path in gone)
         raise Wrong(f"{name}: files that do not exist: {listed(gone)}", lost=lost)
-
-
-def _path(entry: ManifestEntry) -> str:
-    return entry.data_file.file_path
 
 
 def _gone(table: Table, paths: list[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 __all__ = ["Wrong", "listed"]
 
@@ -22,7 +22,7 @@ class Wrong(AssertionError):
         self.lost, self.doubled = lost, doubled
 
 
-def listed(items: Iterable[object] | Sequence[object]) -> str:
+def listed(items: Iterable[object]) -> str:
     """The first few of them, and how many more there are."""
     every = [str(item) for item in items]
     more = len(every) - LISTED_MAX
