@@ -256,7 +256,7 @@ FAULTS: Mapping[Callable[[list[Commit]], None], tuple[str, int, int]] = {
     _rename: (r"trades: 1 rows changed: {log}@{at}: trade_id null, sent T\d+$", 0, 0),
     _spoil: (r"rejects: 1 rows changed: {log}@\d+: value ", 0, 0),
     _misjudge: (r"gaps: found only ; wanted only \('S0", 0, 0),
-    _promise_more: (r"trades: {log} of \S+: next offset \d+, but the rows .* at {end} ", 0, 0),
+    _promise_more: (r"trades: {log} of \S+: next offset \d+, but .* before {end} and ", 0, 0),
     _promise_less: (r"trades: snapshot \d+: {log} of \S+: next offset \d+, added \d+$", 0, 0),
     _fall: (r"snapshot \d+: {log} of \S+: next offset \d+ after \d+$", 0, 0),
     _swap: (r"trades: snapshot \d+: {log} of \S+: added \d+ after next offset \d+$", 0, 0),
