@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import pytest
 
 from k2.dev.broker import Embedded
+from k2.dev.seaweed import SeaweedFS
+from tests.integration.places import need_kafka
 
 
 @dataclass(frozen=True)
@@ -21,3 +23,11 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     """One embedded broker for the whole run: use topics of your own. Mark the test `slow`."""
     with Embedded(tmp_path_factory.mktemp("broker")) as embedded:
         yield Broker(embedded.address, embedded.cluster_id)
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
+    """One store for the whole run: use a namespace of your own."""
+    need_kafka()
+    with SeaweedFS(tmp_path_factory.mktemp("seaweed")) as store:
+        yield store

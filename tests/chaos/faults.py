@@ -27,7 +27,7 @@ FAULTS = (
     Fault("killed in a rebalance", scenes.joined, "after drain", within=1),
     Fault("killed in shutdown", scenes.terminated, "before drain", within=1),
     # Several workers.
-    Fault("frozen, then woken", scenes.frozen),
+    Fault("frozen, then woken", scenes.frozen, "at swap", "freeze"),
     Fault("workers come and go", scenes.storm),
     Fault("two groups own all partitions", scenes.rivals),
     Fault(

@@ -70,6 +70,10 @@ def _kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _freeze() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def _disk_full() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -98,9 +102,10 @@ def _down() -> None:
         raise ConnectionError("the catalog is down")
 
 
-#: What happens there: an end, an error that the worker has to get over, or a wait.
+#: What happens there: an end, a stop, an error that the worker has to get over, or a wait.
 ACTIONS: dict[str, Callable[[], None]] = {
     "kill": _kill,
+    "freeze": _freeze,
     "disk full": _disk_full,
     "conflict": _conflict,
     "lost answer": _lost_answer,

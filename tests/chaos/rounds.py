@@ -18,7 +18,7 @@ from k2.errors import ChildDied
 from k2.feeds.simulate import Simulation
 from k2.settings import Settings
 from tests.chaos.lakes import Lake, Place
-from tests.integration.oracle import check
+from tests.integration.oracle import Wrong, check
 from tests.integration.parts import Feed, Worker, committed, environment, get, until, verify
 
 __all__ = ["SMALL", "ChaosWorker", "Fault", "Outcome", "Round", "Scene", "run"]
@@ -87,8 +87,8 @@ class Round:
                 each.child.signal(signal.SIGKILL)
                 each.child.stop(0.0)
         self.outcome.rows = total
-        verify(self.settings)
         check(self.settings, stream, journal)
+        verify(self.settings)
 
     def start(
         self, name: str, *, armed: bool | dict[str, str] = False, settings: Settings | None = None
@@ -182,6 +182,8 @@ def run(fault: Fault, seed: int, name: str, place: Place, without: str = "") -> 
     try:
         with place(folder, fault.settings) as lake:
             Round(fault, seed, lake, without, outcome).play()
+    except Wrong as exc:
+        outcome.wrong, outcome.lost, outcome.doubled = str(exc), exc.lost, exc.doubled
     except (AssertionError, ChildDied) as exc:
         outcome.wrong = str(exc).strip() or "?"
     finally:

@@ -95,16 +95,22 @@ def pressed(round: Round) -> Played:
 
 
 def frozen(round: Round) -> Played:
-    """One of two is stopped for longer than its session, with rows in hand, and goes on."""
-    victim, other = round.start("a"), round.start("b")
-    round.await_shares(victim, other)
-    victim.child.signal(signal.SIGSTOP)
+    """One of two stops in its commit for longer than its session, and goes on with it."""
+    victim, other = round.start("a", armed=True), round.start("b")
+    round.wait(lambda: round.hits() > 0, victim, "a commit")
     before = other.ingested()
     # Its session is over when the other one has read what was the frozen one's share.
     time.sleep(2 * round.settings.session_timeout_ms / 1000)
     round.wait(lambda: other.ingested() > before, other, "a take-over")
+    assigned = _assigned(victim)
     victim.child.signal(signal.SIGCONT)
+    # It is no member any more; whatever becomes of its commit, it joins again after it.
+    round.wait(lambda: _assigned(victim) > assigned, victim, "its return")
     return time.monotonic(), other
+
+
+def _assigned(worker: Worker) -> int:
+    return worker.log().count("Setting newly assigned partitions")
 
 
 def storm(round: Round) -> Played:

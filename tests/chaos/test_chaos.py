@@ -48,7 +48,7 @@ def _clean(outcome: Outcome) -> None:
 def test_without_a_guard_the_oracle_objects(guard: str) -> None:
     """Else the rounds above would show nothing."""
     outcome = run(fault(GUARDED[guard]), SEED, "embedded", embedded, guard)
-    assert "offset_twice" in outcome.wrong
+    assert outcome.doubled > 0, outcome.wrong
 
 
 def test_without_the_framing_proof_the_fuzz_objects() -> None:

@@ -17,15 +17,7 @@ from k2.dev.kafka import Kafka
 from k2.dev.seaweed import SeaweedFS
 from k2.dev.stack import init
 from k2.settings import Settings
-from tests.integration.places import local, need_kafka, on_kafka
-
-
-@pytest.fixture(scope="session")
-def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SeaweedFS]:
-    """One store for the whole run: use a namespace of your own."""
-    need_kafka()
-    with SeaweedFS(tmp_path_factory.mktemp("seaweed")) as store:
-        yield store
+from tests.integration.places import local, on_kafka
 
 
 @pytest.fixture(params=["local", "kafka"])
