@@ -114,6 +114,9 @@ class Settings:
     commit_timeout_ms: int = _setting(
         30_000, "ms", "A commit is retried this long before the worker gives up.", 100, 3_600_000
     )
+    lake_timeout_ms: int = _setting(
+        10_000, "ms", "Silence of a REST catalog or of S3 that ends a request.", 1000, 600_000
+    )
     snapshots_keep: int = _setting(20, "count", "Newest snapshots that expiry keeps.", 1, 100_000)
     snapshots_expire_every: int = _setting(
         10, "commits", "Commits between two expiries.", 1, 100_000

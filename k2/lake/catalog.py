@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import pyarrow as pa
-from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.catalog import PY_CATALOG_IMPL, Catalog, load_catalog
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import NamespaceAlreadyExistsError, TableAlreadyExistsError
 from pyiceberg.io.pyarrow import pyarrow_to_schema
@@ -26,6 +26,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from k2.errors import CatalogUnavailable, SchemaMismatch
+from k2.lake.rest import TIMEOUT_PROPERTY, RestCatalog
 from k2.schemas import REJECTS, REPLAYS, TRADES
 from k2.settings import Settings
 
@@ -61,6 +62,7 @@ _TABLE_PROPERTIES = {
     "write.metadata.metrics.default": "none",
 }
 
+_REST = f"{RestCatalog.__module__}.{RestCatalog.__name__}"
 _T = TypeVar("_T")
 
 
@@ -106,10 +108,20 @@ def open_catalog(settings: Settings) -> Catalog:
 
 
 def _access(settings: Settings) -> dict[str, str]:
-    """PyIceberg's properties for a REST catalog and for S3; none for what is not set."""
+    """PyIceberg's properties for a REST catalog and for S3; none for what is not set.
+
+    PyArrow takes S3's request timeout for silence, tries thrice, and calls it an `OSError` then:
+    after three timeouts and up to 3 s between them. It is the same on Linux, where its
+    documentation says that the timeout is ignored.
+    """
+    timeout_s = f"{settings.lake_timeout_ms / 1000}"
     # Said although it is PyIceberg's default: it warns that this will not stay one.
     oauth = settings.catalog_oauth_url or f"{settings.catalog_uri.rstrip('/')}/v1/oauth/tokens"
     properties = {
+        PY_CATALOG_IMPL: _REST if settings.uses_rest else "",
+        TIMEOUT_PROPERTY: timeout_s,
+        "s3.connect-timeout": timeout_s,
+        "s3.request-timeout": timeout_s,
         "oauth2-server-uri": oauth if settings.catalog_credential else "",
         "credential": settings.catalog_credential,
         "token": settings.catalog_token,

@@ -69,11 +69,14 @@ def _by_age(catalog: Catalog, settings: Settings, sources: list[Source]) -> list
     condition = _iceberg.In("kafka_cluster", {source.cluster for source in sources})
     scan = table.scan(row_filter=condition, selected_fields=("kafka_cluster", "ingest_time"))
     last: dict[str, Any] = {}
-    for batch in scan.to_arrow_batch_reader():
-        grouped = pa.table(batch).group_by("kafka_cluster").aggregate([("ingest_time", "max")])
-        for row in grouped.to_pylist():
-            name, newest = row["kafka_cluster"], row["ingest_time_max"]
-            last[name] = max(last.get(name, newest), newest)
+    try:
+        for batch in scan.to_arrow_batch_reader():
+            grouped = pa.table(batch).group_by("kafka_cluster").aggregate([("ingest_time", "max")])
+            for row in grouped.to_pylist():
+                name, newest = row["kafka_cluster"], row["ingest_time_max"]
+                last[name] = max(last.get(name, newest), newest)
+    except (pa.ArrowException, OSError) as exc:
+        raise CatalogUnavailable(f"ages of {len(sources)} former logs: {exc}") from exc
     return sorted((s for s in sources if s.cluster in last), key=lambda s: last[s.cluster])
 
 
@@ -102,7 +105,10 @@ def rebuild(
         _iceberg.GreaterThanOrEqual("kafka_offset", first),
         _iceberg.LessThan("kafka_offset", end),
     )
-    paths = [task.file.file_path for task in table.scan(row_filter=bounds).plan_files()]
+    try:
+        paths = [task.file.file_path for task in table.scan(row_filter=bounds).plan_files()]
+    except OSError as exc:
+        raise CatalogUnavailable(f"{source}: which files hold its trades: {exc}") from exc
     found: Symbols = dict(states)
     if not paths:
         return found
