@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import gc
+import logging
 import os
 import signal
 import sys
@@ -58,7 +60,8 @@ class App(faust.App):
 
         A second signal ends it at once, and so does a deadline, since Faust can wait here for ever:
         for an answer of its consumer thread, which has ended before (seen when a crash fell into
-        a rebalance). What is not committed is read again.
+        a rebalance). Behind it come threads, of which a query's may hang with its request; so the
+        deadline goes on until the process has ended. What is not committed is read again.
         """
         print("k2: stopping; a second signal ends it at once", file=sys.stderr, flush=True)
         with contextlib.suppress(ValueError):  # not in the main thread: nobody signals us
@@ -71,12 +74,20 @@ class App(faust.App):
         try:
             await super().stop()
         finally:
-            last_resort.cancel()
-            gc.unfreeze()  # else DuckDB's bindings report all that was frozen as leaked
+            atexit.register(_exit, 1 if self.crash_reason else 0)
 
 
 def _leave(number: int, frame: object) -> None:
     os._exit(128 + number)
+
+
+def _exit(code: int) -> None:
+    # Of the exit handlers this is the first. PyArrow's would wait for requests to S3 that hang, and
+    # DuckDB's bindings would report all that the garbage collector was told to leave as leaked.
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _end(deadline_s: float) -> None:
