@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tests.chaos import scenes
-from tests.chaos.rounds import Fault
+from tests.chaos.proxy import Kind, Predicate, anything, commits, data_files, manifests, reads
+from tests.chaos.rounds import SMALL, Fault
 
 __all__ = ["FAULTS"]
 
 KAFKA = ("kafka",)
+#: Whoever waits long for an answer sees few faults of a network in a short time.
+IMPATIENT = {**SMALL, "lake_timeout_ms": 1000, "commit_timeout_ms": 3000}
+
+
+def _network(name: str, before: str, kind: Kind, when: Predicate = anything, **how: Any) -> Fault:
+    """What only the place with S3 and a REST catalog has."""
+    scene = scenes.network(before, kind, when, **how)
+    return Fault(name, scene, places=KAFKA, settings=IMPATIENT)
+
 
 FAULTS = (
     # A worker dies, and its successor too.
@@ -64,4 +76,22 @@ FAULTS = (
         rate=None,
         settings={},
     ),
+    # The network to them.
+    _network("catalog answers 500", "catalog", Kind.ERROR, status=500),
+    _network("catalog answers 503 now and then", "catalog", Kind.ERROR, share=0.3),
+    _network("catalog hangs", "catalog", Kind.HANG, commits),
+    _network("catalog hangs, killed", "catalog", Kind.HANG, commits, killed=True),
+    _network("catalog cut off before", "catalog", Kind.CUT_BEFORE, commits),
+    _network("catalog cut off after the commit", "catalog", Kind.CUT_AFTER, commits),
+    _network("commit cut off, killed", "catalog", Kind.CUT_AFTER, commits, killed=True),
+    _network("catalog unreachable", "catalog", Kind.DOWN),
+    _network("S3 answers 503 now and then", "s3", Kind.ERROR, share=0.3),
+    _network("S3 answers 503, killed", "s3", Kind.ERROR, killed=True),
+    _network("S3 hangs", "s3", Kind.HANG),
+    _network("S3 slow", "s3", Kind.SLOW, seconds=0.5),
+    _network("S3 reads trickle", "s3", Kind.TRICKLE, reads, seconds=0.005),
+    _network("S3 reads cut off", "s3", Kind.CUT_WITHIN, reads, share=0.3),
+    _network("S3 uploads cut off", "s3", Kind.CUT_BEFORE, data_files, share=0.5),
+    _network("S3 manifests cut off", "s3", Kind.CUT_AFTER, manifests, share=0.5),
+    _network("S3 unreachable", "s3", Kind.DOWN),
 )

@@ -299,13 +299,14 @@ class Proxy:
         )
 
     async def _refuse(self, request: web.BaseRequest, status: int) -> web.StreamResponse:
+        content_type, text = self._error_body
+        answer = web.Response(status=status, content_type=content_type, text=text)
         if "Expect" in request.headers:
-            request.force_close()  # its body does not come
+            answer.force_close()  # the request's body does not come
         else:
             async for _ in request.content.iter_any():
                 pass
-        content_type, text = self._error_body
-        return web.Response(status=status, content_type=content_type, text=text)
+        return answer
 
     def _cut(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.transport is not None:

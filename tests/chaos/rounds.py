@@ -10,8 +10,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from k2.dev.children import Child
 from k2.errors import ChildDied
@@ -22,6 +24,8 @@ from tests.integration.oracle import Wrong, check
 from tests.integration.parts import Feed, Worker, committed, environment, get, until, verify
 
 __all__ = ["SMALL", "ChaosWorker", "Fault", "Outcome", "Round", "Scene", "run"]
+
+T = TypeVar("T")
 
 DONE_S = 120.0
 #: Fetches and commits are small, so that there are many of them.
@@ -49,6 +53,7 @@ class Round:
         self.fault, self.lake, self.settings, self.outcome = fault, lake, lake.settings, outcome
         self.rng = random.Random(f"{fault.name} {seed}")
         self.workers: list[ChaosWorker] = []
+        self._stack = ExitStack()
         self._mark = self.settings.data / "hit"
         self._hits_before = 0
         self._guard = {"CHAOS_WITHOUT": without} if without else {}
@@ -86,9 +91,14 @@ class Round:
             for each in self.workers:
                 each.child.signal(signal.SIGKILL)
                 each.child.stop(0.0)
+            self._stack.close()
         self.outcome.rows = total
         check(self.settings, stream, journal)
         verify(self.settings)
+
+    def until_the_end(self, context: AbstractContextManager[T]) -> T:
+        """Enter a context that outlasts the workers."""
+        return self._stack.enter_context(context)
 
     def start(
         self, name: str, *, armed: bool | dict[str, str] = False, settings: Settings | None = None

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from tests.chaos.logs import Aborting, Changelog
 from tests.chaos.points import DOWN_S
-from tests.chaos.rounds import Round
+from tests.chaos.proxy import Kind, Predicate, Proxy, anything
+from tests.chaos.rounds import Round, Scene
 from tests.integration.parts import Worker, committed, iceberg
 
 #: As many as four workers make in twenty minutes at one a second.
@@ -27,6 +29,8 @@ ON_THE_WAY = (
     "before swap", "after swap", "after table flush", "before ack",
 )  # fmt: skip
 BROKER_DOWN_S = 3.0
+#: Twice as long as a commit is tried, see `faults.IMPATIENT`.
+NETWORK_S = 6.0
 
 Played = tuple[float, Worker]
 
@@ -251,3 +255,36 @@ def changelog_ahead(round: Round) -> Played:
     table.manage_snapshots().rollback_to_snapshot(history[len(history) // 2]).commit()
     assert committed(round.settings) < held
     return time.monotonic(), round.start("a")
+
+
+# -- the network between a worker, its catalog and its store
+
+
+def network(
+    before: str, kind: Kind, when: Predicate = anything, *, killed: bool = False, **how: Any
+) -> Scene:
+    """A scene: what a proxy before the "catalog" or "s3" does, for longer than a commit may take.
+
+    Args:
+        killed: the worker dies under it, and its successor begins under it.
+        how: as `tests.chaos.proxy.Fault` has it.
+    """
+
+    def scene(round: Round) -> Played:
+        direct = round.settings
+        name = "catalog_uri" if before == "catalog" else "s3_endpoint"
+        proxy = round.until_the_end(Proxy(getattr(direct, name), before))
+        settings = replace(direct, **{name: proxy.url})
+        worker = round.start("a", settings=settings)
+        round.await_some(worker)
+        with proxy.fault(kind, when, seed=round.rng.randrange(2**32), **how) as fault:
+            time.sleep(NETWORK_S / 2)
+            if killed:
+                worker.kill()
+                worker = round.start("a", settings=settings)
+            time.sleep(NETWORK_S / 2)
+            worker.child.check()
+        assert fault.hits or kind is Kind.DOWN, f"nothing was {kind}: {fault.seen} requests"
+        return time.monotonic(), worker
+
+    return scene
