@@ -11,7 +11,7 @@ from typing import Any
 
 from faust.types import TP
 from k2.agents.lake import Lake
-from k2.agents.reach import remedy, require_end
+from k2.agents.reach import remedy, require_end, require_known
 from k2.tables import sequences
 
 from k2.app import App
@@ -20,6 +20,7 @@ from k2.lake.commit import Sink
 from k2.lake.offsets import Move, Source
 from k2.lake.states import inherit, rebuild
 from k2.sequence import Rules, SymbolState
+from k2.topics import topic_ids
 
 __all__ = ["Assignment", "Partition", "Symbols"]
 
@@ -37,6 +38,7 @@ class Partition:
     rejects_at: int | None  # the rejects table holds everything below; None: it never had any
     states: Symbols
     epoch: str  # of the checkpointed state: this assignment's own
+    topic_id: str | None  # the broker's, for the tables to carry; None: it names none
     began: Move | None = None  # where the log began, if not at 0, when K2 first read it
     dirty: Symbols = field(default_factory=dict)
     former: list[bytes] = field(default_factory=list)  # keys that the first checkpoint replaces
@@ -69,20 +71,29 @@ class Assignment:
 
         Raises:
             LogTruncated: a log does not reach from there; K2 never skips in silence.
+            TopicRecreated: a topic is not the one of this name that Iceberg knows.
         """
         cluster = await asyncio.to_thread(self._cluster)
-        trades = await self._lake.patiently(self._trades.offsets)
-        rejects = await self._lake.patiently(self._rejects.offsets)
-        moves = await self._lake.patiently(self._trades.moves)
-        sources = {tp: Source(cluster, tp.topic, tp.partition) for tp in tps}
+        topics = {tp.topic for tp in tps}
+        ids = await asyncio.to_thread(topic_ids, self._app.settings, topics)
+        carried = await self._lake.patiently(self._trades.carried)
+        trades, moves = carried.offsets, carried.moves
+        carried_too = await self._lake.patiently(self._rejects.carried)
+        rejects = carried_too.offsets
+        # Rejects are committed first: of a worker that died in between only they know the id.
+        known = {**carried_too.topics, **carried.topics}
+        names = {
+            topic: require_known(cluster, topic, ids.get(topic), known) for topic in sorted(topics)
+        }
+        sources = {tp: Source(names[tp.topic], tp.topic, tp.partition) for tp in tps}
         states, keys = sequences.load(set(sources.values()))
         starts = await self._app.consumer.earliest_offsets(*tps) if tps else {}
         ends = await self._app.consumer.highwaters(*tps) if tps else {}
         found: dict[TP, Partition] = {}
         for tp, source in sources.items():
             stored, start = trades.get(source), starts[tp]
-            known = states.get(source)
-            watermark, symbols = (known.watermark, known.symbols) if known else (None, {})
+            before = states.get(source)
+            watermark, symbols = (before.watermark, before.symbols) if before else (None, {})
             began = None
             if stored is None:
                 # Nothing of this log is in Iceberg: begin where the log begins.
@@ -101,7 +112,8 @@ class Assignment:
                 trades_at=trades.get(source),
                 rejects_at=rejects.get(source),
                 states=symbols,
-                epoch=sequences.epoch_after(known.epoch if known else None),
+                epoch=sequences.epoch_after(before.epoch if before else None),
+                topic_id=ids.get(tp.topic),
                 began=began,
                 dirty=dict(symbols),
                 former=keys[source],

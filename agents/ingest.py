@@ -32,7 +32,7 @@ from k2.buffer import Buffer, Taken
 from k2.codec import Decoder
 from k2.errors import BrokerUnavailable, Fenced, K2Error, LogTruncated
 from k2.lake.commit import Sink
-from k2.lake.offsets import Move, Source
+from k2.lake.offsets import Move, Source, Topic
 from k2.sequence import Rules
 from k2.transport import Fetched
 
@@ -89,6 +89,7 @@ class Ingest:
 
         Raises:
             LogTruncated: the log does not reach from there; K2 never skips in silence.
+            TopicRecreated: a topic is not the one of this name that Iceberg knows.
         """
         self._drop()
         self._seek = seek
@@ -250,7 +251,8 @@ class Ingest:
         if tables:
             files = await self.lake.patiently(lambda: sink.write(pa.concat_tables(tables)))
         advance = {partition.source: end for partition, end in moved}
-        await self.lake.patiently(sink.commit, files, expected, advance, began)
+        ids = {Topic(*p.source[:2]): p.topic_id for p, _ in moved if p.topic_id is not None}
+        await self.lake.patiently(sink.commit, files, expected, advance, began, ids)
 
     async def _checkpoint(
         self,

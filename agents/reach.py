@@ -1,13 +1,35 @@
-"""Does a log reach to where Iceberg goes on? And what to do if not."""
+"""Is a log the one that Iceberg knows, and does it reach to where that goes on? What if not."""
 
 from __future__ import annotations
 
-from k2.errors import LogTruncated
-from k2.lake.offsets import Source
+from collections.abc import Mapping
+
+from k2.errors import LogTruncated, TopicRecreated
+from k2.lake.offsets import Source, Topic, kept_under, known_ids
 from k2.logs import Logs
 from k2.settings import Settings
 
-__all__ = ["remedy", "require_end"]
+__all__ = ["remedy", "require_end", "require_known"]
+
+
+def require_known(
+    cluster: str, topic: str, topic_id: str | None, known: Mapping[Topic, str]
+) -> str:
+    """Return the cluster under which a topic's offsets and rows are kept.
+
+    Raises:
+        TopicRecreated: the topic has another id than the one that Iceberg knows.
+    """
+    name = kept_under(cluster, topic, topic_id, known)
+    if name is None:
+        former = list(known_ids(cluster, topic, known))[-1]
+        raise TopicRecreated(
+            f"{topic}@{cluster}: Iceberg has the topic with the id {former}, but now its id is "
+            f"{topic_id}: it was deleted and made anew, and its offsets mean other records. "
+            "`k2 offsets show` compares both; to read the new one from its start: "
+            f"`k2 offsets accept {topic} --reason TEXT --yes`"
+        )
+    return name
 
 
 def require_end(settings: Settings, source: Source, stored: int) -> None:
@@ -18,7 +40,7 @@ def require_end(settings: Settings, source: Source, stored: int) -> None:
     """
     logs = Logs(settings)
     try:
-        log = logs.log(source)
+        log = logs.bounds(source.topic, source.partition)
     finally:
         logs.close()
     if log is not None and log.end < stored:

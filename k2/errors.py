@@ -5,6 +5,7 @@ K2Error
 ├── BrokerUnavailable       no Kafka broker answers at the address
 ├── TopicMissing            a topic that must exist does not
 ├── LogTruncated            the log ends or starts beyond the stored offset
+├── TopicRecreated          a topic has another id than the one that Iceberg has read
 ├── Fenced                  another worker has committed our partitions
 ├── CommitFailed            the catalog refused, and retrying did not help
 ├── CatalogUnavailable      the Iceberg catalog cannot be reached or loaded
@@ -34,6 +35,7 @@ __all__ = [
     "SchemaMismatch",
     "SettingError",
     "TopicMissing",
+    "TopicRecreated",
     "UnsupportedFormat",
 ]
 
@@ -64,8 +66,12 @@ class LogTruncated(K2Error):
     """Raised when a partition's log ends or starts beyond the offset stored in Iceberg."""
 
 
+class TopicRecreated(K2Error):
+    """Raised when a topic was made anew: its id is not the one whose offsets are in Iceberg."""
+
+
 class Fenced(K2Error):
-    """Raised when the table's offsets of our partitions are not those that we last wrote."""
+    """Raised when the table's offsets or topic ids are not those that we last wrote."""
 
 
 class CommitFailed(K2Error):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from k2.errors import BrokerUnavailable
-from k2.lake.offsets import Source
+from k2.lake.offsets import Source, Topic
+from k2.logs import Logs
 from k2.security import client_options
 from k2.settings import Settings
-from k2.topics import cluster_id
 
 __all__ = ["BrokerHoles"]
 
@@ -26,13 +27,17 @@ class BrokerHoles:
     A topic of transactions has a hole for each of them. Close it.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, known: Mapping[Topic, str]) -> None:
         """Ask the broker who it is.
+
+        Args:
+            known: ids of topics that the tables carry: a topic that was made anew explains nothing
+                of the former one.
 
         Raises:
             BrokerUnavailable: nobody answers within seconds.
         """
-        self._cluster = cluster_id(settings)
+        self._logs = Logs(settings, known)
         self._consumer = Consumer(
             {
                 **client_options(settings),
@@ -55,7 +60,7 @@ class BrokerHoles:
         Raises:
             BrokerUnavailable: it no longer answers.
         """
-        if source.cluster != self._cluster:
+        if not self._logs.has(source):
             return None
         if source != self._source:
             self._turn_to(source)
@@ -72,6 +77,7 @@ class BrokerHoles:
         return None
 
     def close(self) -> None:
+        self._logs.close()
         self._consumer.close()
 
     def _turn_to(self, source: Source) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 import time
+from collections.abc import Iterable
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -13,7 +16,7 @@ from k2.errors import BrokerUnavailable, K2Error, SettingError, TopicMissing
 from k2.security import client_options
 from k2.settings import Settings
 
-__all__ = ["REJECTS_TOPIC", "check_topics", "cluster_id", "ensure_topics"]
+__all__ = ["REJECTS_TOPIC", "check_topics", "cluster_id", "ensure_topics", "topic_ids"]
 
 ANSWER_TIMEOUT_S = 5.0
 REJECTS_TOPIC = "market.rejects"
@@ -57,6 +60,51 @@ def cluster_id(settings: Settings) -> str:
     if not found:
         raise BrokerUnavailable(f"the broker at {settings.broker} names no cluster id")
     return str(found)
+
+
+def topic_ids(settings: Settings, names: Iterable[str]) -> dict[str, str]:
+    """Return the ids that tell topics from former ones of the same name, as Kafka writes them.
+
+    A broker that knows no ids (Kafka before 2.8) gives none: the topics are then left out.
+
+    Raises:
+        BrokerUnavailable: nobody answers within seconds; names the address.
+        TopicMissing: a topic does not exist.
+    """
+    wanted = sorted(names)
+    if not wanted:
+        return {}
+    client = _admin(settings)  # its answers end with it
+    asked = client.describe_topics(TopicCollection(wanted), request_timeout=ANSWER_TIMEOUT_S)
+    found: dict[str, str] = {}
+    for name, answer in asked.items():
+        try:
+            number = _text(answer.result().topic_id)
+        except KafkaException as exc:
+            _no_id(settings, name, exc)
+            continue
+        if number is not None:
+            found[name] = number
+    return found
+
+
+def _text(number: Any) -> str | None:
+    """An id as Kafka's own tools write it; None for zero, which says that there is none."""
+    bits = number.get_most_significant_bits(), number.get_least_significant_bits()
+    if not any(bits):
+        return None
+    return base64.urlsafe_b64encode(struct.pack(">qq", *bits)).decode().rstrip("=")
+
+
+def _no_id(settings: Settings, name: str, exc: KafkaException) -> None:
+    """Return if the broker has no ids at all; raise if it only did not tell this one."""
+    error = exc.args[0]
+    if error.code() in (KafkaError.UNSUPPORTED_VERSION, KafkaError._UNSUPPORTED_FEATURE):
+        return
+    if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+        raise TopicMissing(f"{name}: no such topic at {settings.broker}") from exc
+    why = settings.hide(error.str())
+    raise BrokerUnavailable(f"{name}: {settings.broker} names no topic id: {why}") from exc
 
 
 def check_topics(settings: Settings) -> None:

@@ -16,7 +16,7 @@ from k2.cli.output import console, note, opened
 from k2.errors import BadQuery, BrokerUnavailable, K2Error
 from k2.lake.catalog import open_catalog
 from k2.lake.moves import Offsets
-from k2.lake.offsets import Source
+from k2.lake.offsets import Source, Topic, anew, known_ids
 from k2.logs import Log, Logs
 from k2.settings import load
 
@@ -28,6 +28,8 @@ NO_TOPIC = "no such topic"
 NOT_ASKED = "broker not asked"
 STARTS_ABOVE = "log starts above: lost by retention"
 ENDS_BELOW = "log ends below: truncated or recreated"
+RECREATED = "topic made anew: another id"
+FORMER_TOPIC = "former topic"
 
 _Command = Callable[..., None]
 
@@ -39,6 +41,7 @@ def offsets() -> None:
     \b
     k2 offsets show
     k2 offsets move market.trades.sim 0 --to start --reason "retention outran us" --yes
+    k2 offsets accept market.trades.sim --reason "deleted by mistake" --yes
     k2 offsets forget --cluster k2-4f0e --reason "the old broker is gone" --yes
     """
 
@@ -48,7 +51,8 @@ def offsets() -> None:
 def show(as_json: bool) -> None:
     """Show the next offset of every source in both tables, its log's bounds, and a verdict.
 
-    Exit code 1 when a log of the present cluster does not reach from the next offset.
+    Exit code 1 when a log of the present cluster does not reach from the next offset, or is not the
+    one of its name that K2 has read.
 
     \b
     k2 offsets show
@@ -63,7 +67,8 @@ def show(as_json: bool) -> None:
         _show(rows)
         for move in stored.moves:
             note(f"{move.source}: {move}")
-    sys.exit(1 if any(row["verdict"] in (STARTS_ABOVE, ENDS_BELOW) for row in rows) else 0)
+    wrong = (STARTS_ABOVE, ENDS_BELOW, RECREATED)
+    sys.exit(1 if any(row["verdict"] in wrong for row in rows) else 0)
 
 
 def _row(source: Source, stored: Offsets, logs: Logs | None) -> dict[str, Any]:
@@ -83,15 +88,21 @@ def _row(source: Source, stored: Offsets, logs: Logs | None) -> dict[str, Any]:
 def _verdict(source: Source, following: int | None, logs: Logs | None, log: Log | None) -> str:
     if logs is None:
         return NOT_ASKED
-    if source.cluster != logs.cluster:
-        return OTHER_CLUSTER
     if log is None:
-        return NO_TOPIC
+        return _verdict_without(source, logs)
     if following is not None and following < log.start:
         return STARTS_ABOVE
     if following is not None and following > log.end:
         return ENDS_BELOW
     return OK
+
+
+def _verdict_without(source: Source, logs: Logs) -> str:
+    if source.cluster != logs.cluster and not source.cluster.startswith(anew(logs.cluster, "")):
+        return OTHER_CLUSTER
+    if source.partition not in logs.partitions(source.topic):
+        return NO_TOPIC
+    return RECREATED if logs.kept_under(source.topic) is None else FORMER_TOPIC
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
@@ -143,10 +154,14 @@ def move(
     with _both() as (stored, logs):
         if logs is None:
             raise BrokerUnavailable("the log's bounds are needed, and the broker does not answer")
-        source = Source(logs.cluster, topic, partition)
-        log = logs.log(source)
+        log = logs.bounds(topic, partition)
         if log is None:
-            raise BadQuery("topic", f"{source}: no such topic and partition at {load().broker}")
+            at = f"{topic}[{partition}] at {load().broker}"
+            raise BadQuery("topic", f"{at}: no such topic and partition")
+        cluster = logs.kept_under(topic)
+        if cluster is None:
+            raise BadQuery("topic", f"{topic} was made anew: see `k2 offsets accept --help`")
+        source = Source(cluster, topic, partition)
         to = _target(target, log)
         before = stored.trades.get(source)
         if not log.start <= to <= log.end and not force:
@@ -174,6 +189,44 @@ def _target(text: str, log: Log) -> int:
 
 
 @offsets.command()
+@click.argument("topic")
+@_changing
+def accept(topic: str, reason: str, dry_run: bool, yes: bool, force: bool) -> None:
+    """Let K2 read a topic that was deleted and made anew, from its start; --yes does it.
+
+    Its offsets mean other records than those of the former topic, so it becomes a log of its own:
+    its rows are kept under the cluster CLUSTER/TOPIC_ID. Rows and offsets of the former topic stay;
+    what is sent again becomes duplicates. Refused while workers run.
+
+    
+    k2 offsets accept market.trades.sim --reason "deleted by mistake"
+    k2 offsets accept market.trades.sim --reason "deleted by mistake" --yes
+    """
+    with _both() as (stored, logs):
+        if logs is None:
+            raise BrokerUnavailable("the topic's id is needed, and the broker does not answer")
+        partitions, number = logs.partitions(topic), logs.topic_id(topic)
+        if not partitions:
+            raise BadQuery("topic", f"{topic}: no such topic at {load().broker}")
+        former = known_ids(logs.cluster, topic, stored.topics)
+        if number is None or not former:
+            raise BadQuery("topic", f"{topic}: no ids to compare; see `k2 offsets move --help`")
+        if number in former:
+            raise BadQuery("topic", f"{topic} has the id {number} that K2 knows: nothing to accept")
+        cluster = anew(logs.cluster, number)
+        click.echo(f"{topic}: id {list(former)[-1]} -> {number}, to be kept under {cluster}")
+        starts: dict[Source, int] = {}
+        for partition in partitions:
+            if (log := logs.bounds(topic, partition)) is not None:
+                source = Source(cluster, topic, partition)
+                starts[source] = log.start
+                click.echo(f"{source}: is read from {log.start} (log {log.start}..{log.end})")
+        if _confirmed(logs, yes, dry_run, force):
+            stored.accept(Topic(cluster, topic), number, starts, reason)
+            click.echo("done")
+
+
+@offsets.command()
 @click.option("--cluster", metavar="C", required=True, help="That no longer exists.")
 @_changing
 def forget(cluster: str, reason: str, dry_run: bool, yes: bool, force: bool) -> None:
@@ -186,7 +239,10 @@ def forget(cluster: str, reason: str, dry_run: bool, yes: bool, force: bool) -> 
         gone = [source for source in stored.sources if source.cluster == cluster]
         if not gone:
             raise BadQuery("cluster", f"{cluster}: no offsets of such a cluster")
-        if logs is not None and logs.cluster == cluster and not force:
+        present = logs is not None and (
+            logs.cluster == cluster or any(logs.has(source) for source in gone)
+        )
+        if present and not force:
             raise BadQuery(
                 "cluster",
                 f"{cluster} is the present one: all of its logs would be read again from their "
@@ -195,7 +251,8 @@ def forget(cluster: str, reason: str, dry_run: bool, yes: bool, force: bool) -> 
         for source in gone:
             click.echo(f"{source}: next offset {stored.trades.get(source)} -> none")
         if _confirmed(logs, yes, dry_run, force):
-            stored.forget(gone, reason)
+            # A present topic that is made anew one day must still be told from its former self.
+            stored.forget(gone, reason, topics=logs is not None and not present)
             click.echo("done")
 
 
@@ -220,7 +277,7 @@ def _both() -> Iterator[tuple[Offsets, Logs | None]]:
         stored = Offsets(open_catalog(settings), settings)
         logs: Logs | None = None
         try:
-            logs = Logs(settings)
+            logs = Logs(settings, stored.topics)
         except BrokerUnavailable as exc:
             note(f"the logs are not compared: {exc}")
         try:

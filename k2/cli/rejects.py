@@ -18,6 +18,8 @@ from k2.cli.record import show_record
 from k2.errors import BadQuery
 from k2.feeds.resend import NOT_REPLAYED, Outcome, Resender
 from k2.lake.catalog import open_catalog
+from k2.lake.moves import Offsets
+from k2.lake.offsets import anew
 from k2.lake.replays import Ledger
 from k2.query.rejects import Selection
 from k2.query.rows import Rows, Stop
@@ -85,7 +87,8 @@ def list_(
     k2 rejects list --json | jq -r .detail
     """
     form, most = form_of(as_json, as_csv, limit)
-    which = Selection(reasons, cluster, topic, None, None, *bounds(start, end))
+    clusters = (cluster,) if cluster else ()
+    which = Selection(reasons, clusters, topic, None, None, *bounds(start, end))
     with opened() as (engine, stop):
         if summary:
             rows = run(stop, lambda: engine.reject_counts(which, stop))
@@ -164,7 +167,7 @@ def show(
     k2 rejects show market.trades.sim 0 4711
     k2 rejects show market.trades.sim 0 4711 --raw value.bin
     """
-    which = Selection((), cluster, topic, partition, offset)
+    which = Selection((), (cluster,) if cluster else (), topic, partition, offset)
     with opened() as (engine, stop):
         rows = run(stop, lambda: engine.reject_records(which, stop).read_all()).to_pylist()
     if not rows:
@@ -215,10 +218,13 @@ def replay(
     named = reasons if offset is None else NOT_REPLAYED  # a place is named whatever its reason
     settings = load()
     with opened() as (engine, stop):
-        sender = Resender(settings, Ledger(open_catalog(settings), settings))
-        which = Selection(
-            reasons, cluster or sender.cluster, topic, partition, offset, *bounds(start, end)
-        )
+        catalog = open_catalog(settings)
+        sender = Resender(settings, Ledger(catalog, settings))
+        # Topics that were made anew are logs of their own, of the same cluster.
+        known = Offsets(catalog, settings).topics.items()
+        anews = [t.cluster for t, n in known if t.cluster == anew(sender.cluster, n)]
+        clusters = (cluster,) if cluster else (sender.cluster, *anews)
+        which = Selection(reasons, clusters, topic, partition, offset, *bounds(start, end))
         counted = run(stop, lambda: engine.reject_counts(which, stop).read_all())
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         screen = console(stderr=True)

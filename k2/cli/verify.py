@@ -16,6 +16,7 @@ from k2.errors import BrokerUnavailable
 from k2.holes import BrokerHoles
 from k2.lake.audit import Report, audit
 from k2.lake.catalog import open_catalog
+from k2.lake.moves import Offsets
 from k2.settings import Settings, load
 
 __all__ = ["inspect", "verify"]
@@ -45,10 +46,11 @@ def verify(as_json: bool, offline: bool) -> None:
 
 def inspect(settings: Settings, messages: Console, *, offline: bool = False) -> Report:
     """Audit with a progress bar on `messages`, asking the broker about holes unless offline."""
+    catalog = open_catalog(settings)
     holes: BrokerHoles | None = None
     if not offline:
         try:
-            holes = BrokerHoles(settings)
+            holes = BrokerHoles(settings, Offsets(catalog, settings).topics)
         except (BrokerUnavailable, KafkaException) as exc:
             messages.print(f"holes stay unexplained: {exc}", style="yellow", soft_wrap=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
@@ -56,7 +58,7 @@ def inspect(settings: Settings, messages: Console, *, offline: bool = False) -> 
         with Progress(*columns, TimeElapsedColumn(), console=messages, transient=True) as bars:
             task = bars.add_task("reading the tables", total=None)
             return audit(
-                open_catalog(settings),
+                catalog,
                 settings,
                 holes.explain if holes else None,
                 lambda what, done, of: bars.update(

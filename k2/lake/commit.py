@@ -31,12 +31,17 @@ from k2.lake.offsets import (
     COMMIT_PROPERTY,
     MOVES_PROPERTY,
     OFFSETS_PROPERTY,
+    TOPICS_PROPERTY,
+    Carried,
     Move,
     Source,
+    Topic,
     decode,
     decode_moves,
+    decode_topics,
     encode,
     encode_moves,
+    encode_topics,
 )
 from k2.schemas import REJECTS, TRADES
 from k2.settings import Settings
@@ -79,15 +84,15 @@ class Sink:
         """Where the table is."""
         return self._catalog
 
-    def moves(self) -> list[Move]:
-        """Return what operators did to the offsets, oldest first.
+    def carried(self) -> Carried:
+        """Return what the newest snapshot says: offsets, ids of topics, operators' moves.
 
         Raises:
             CatalogUnavailable: the catalog does not answer.
         """
         with self._lock:
             self._table = load_table(self._catalog, self._name)
-            return _moves(self._table)
+            return _carried(self._table)
 
     def offsets(self) -> dict[Source, int]:
         """Return the next offset of every source written so far, from the newest snapshot.
@@ -95,9 +100,7 @@ class Sink:
         Raises:
             CatalogUnavailable: the catalog does not answer.
         """
-        with self._lock:
-            self._table = load_table(self._catalog, self._name)
-            return _offsets(self._table)
+        return self.carried().offsets
 
     def write(self, rows: pa.Table) -> list[DataFile]:
         """Write rows as data files; they are in no snapshot before `commit`.
@@ -120,6 +123,7 @@ class Sink:
         expected: Mapping[Source, int | None],
         advance: Mapping[Source, int | None],
         moves: Sequence[Move] = (),
+        topics: Mapping[Topic, str | None] | None = None,
     ) -> int:
         """Add files and move offsets in one atomic snapshot, or do nothing.
 
@@ -129,17 +133,20 @@ class Sink:
             advance: next offset after this commit, of each source that moves; the offsets of all
                 other sources are carried forward. None: forget the source.
             moves: an operator's reasons, carried forward by all later commits.
+            topics: ids of the topics that the sources are of, put in where the table has none,
+                never changed. None: forget the id.
 
         Returns:
             The id of the snapshot.
 
         Raises:
-            Fenced: the table has another offset for a source; nothing was written.
+            Fenced: the table has another offset for a source, or another id for a topic; nothing
+                was written.
             CommitFailed: refused until `settings.commit_timeout_ms` was over. The outcome is
                 unknown if the catalog went away: read `offsets` before anything else.
         """
         with self._lock:
-            snapshot_id = self._commit(files, expected, advance, moves)
+            snapshot_id = self._commit(files, expected, advance, moves, topics or {})
             self._commits += 1
             if self._commits % self._settings.snapshots_expire_every == 0:
                 expire(self._table, self._settings)
@@ -151,6 +158,7 @@ class Sink:
         expected: Mapping[Source, int | None],
         advance: Mapping[Source, int | None],
         moves: Sequence[Move],
+        topics: Mapping[Topic, str | None],
     ) -> int:
         identity = str(uuid.uuid4())
         deadline = time.monotonic() + self._settings.commit_timeout_ms / 1000
@@ -158,16 +166,16 @@ class Sink:
         backoff_s = 0.005
         while True:
             try:
-                if not fresh and (tried or not _holds(self._table, expected)):
+                if not fresh and (tried or _difference(self._table, expected, topics)):
                     self._table = load_table(self._catalog, self._name)
                     fresh = True
                 # An attempt whose answer was lost may stand: look before checking the offsets,
                 # which are then no longer the expected ones.
                 if tried and (found := _find(self._table, identity)) is not None:
                     return found
-                _fence(self._table, expected)
+                _fence(self._table, expected, topics)
                 tried = True
-                return self._swap(files, advance, moves, identity)
+                return self._swap(files, advance, moves, topics, identity)
             except (Fenced, SchemaMismatch):
                 raise
             except ValidationException as exc:
@@ -194,14 +202,19 @@ class Sink:
         files: Sequence[DataFile],
         advance: Mapping[Source, int | None],
         moves: Sequence[Move],
+        topics: Mapping[Topic, str | None],
         identity: str,
     ) -> int:
-        offsets = {**_offsets(self._table), **advance}
+        before = _carried(self._table)
+        offsets = {**before.offsets, **advance}
         properties = {
             OFFSETS_PROPERTY: encode({s: at for s, at in offsets.items() if at is not None}),
             COMMIT_PROPERTY: identity,
         }
-        if all_moves := [*_moves(self._table), *moves]:
+        ids = {t: number for t, number in {**before.topics, **topics}.items() if number is not None}
+        if ids:
+            properties[TOPICS_PROPERTY] = encode_topics(ids)
+        if all_moves := [*before.moves, *moves]:
             properties[MOVES_PROPERTY] = encode_moves(all_moves)
         transaction = _Swap(self._table, autocommit=False)
         append = _MergeAppendFiles(
@@ -215,30 +228,42 @@ class Sink:
 
 
 def _offsets(table: Table) -> dict[Source, int]:
+    return decode(_said(table, OFFSETS_PROPERTY))
+
+
+def _topics(table: Table) -> dict[Topic, str]:
+    return decode_topics(_said(table, TOPICS_PROPERTY))
+
+
+def _carried(table: Table) -> Carried:
+    moves = decode_moves(_said(table, MOVES_PROPERTY))
+    return Carried(_offsets(table), _topics(table), moves)
+
+
+def _said(table: Table, name: str) -> str | None:
     snapshot = table.metadata.current_snapshot()
-    if snapshot is None or snapshot.summary is None:
-        return {}
-    return decode(snapshot.summary[OFFSETS_PROPERTY])
+    return None if snapshot is None or snapshot.summary is None else snapshot.summary[name]
 
 
-def _moves(table: Table) -> list[Move]:
-    snapshot = table.metadata.current_snapshot()
-    if snapshot is None or snapshot.summary is None:
-        return []
-    return decode_moves(snapshot.summary[MOVES_PROPERTY])
-
-
-def _holds(table: Table, expected: Mapping[Source, int | None]) -> bool:
-    offsets = _offsets(table)
-    return all(offsets.get(source) == offset for source, offset in expected.items())
-
-
-def _fence(table: Table, expected: Mapping[Source, int | None]) -> None:
-    offsets = _offsets(table)
+def _difference(
+    table: Table, expected: Mapping[Source, int | None], topics: Mapping[Topic, str | None]
+) -> str | None:
+    """What the table says otherwise."""
+    offsets, ids = _offsets(table), _topics(table)
     for source, offset in expected.items():
         if (found := offsets.get(source)) != offset:
-            name = ".".join(table.name())
-            raise Fenced(f"{name}: {source}: expected next offset {offset}, found {found}")
+            return f"{source}: expected next offset {offset}, found {found}"
+    for topic, number in topics.items():
+        if number is not None and (other := ids.get(topic, number)) != number:
+            return f"{topic.topic}@{topic.cluster}: expected topic id {number}, found {other}"
+    return None
+
+
+def _fence(
+    table: Table, expected: Mapping[Source, int | None], topics: Mapping[Topic, str | None]
+) -> None:
+    if (difference := _difference(table, expected, topics)) is not None:
+        raise Fenced(f"{'.'.join(table.name())}: {difference}")
 
 
 def _find(table: Table, identity: str) -> int | None:

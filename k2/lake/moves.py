@@ -6,7 +6,7 @@ was given up from one that was lost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from pyiceberg.catalog import Catalog
@@ -14,7 +14,7 @@ from pyiceberg.catalog import Catalog
 from k2.errors import K2Error
 from k2.lake.catalog import rejects_name, trades_name
 from k2.lake.commit import Sink
-from k2.lake.offsets import MOVES_MAX, Move, Source
+from k2.lake.offsets import MOVES_MAX, Move, Source, Topic
 from k2.lake.replays import operator
 from k2.settings import Settings
 
@@ -36,8 +36,10 @@ class Offsets:
 
     def refresh(self) -> None:
         """Read the newest snapshots."""
-        self.trades, self.rejects = self._trades.offsets(), self._rejects.offsets()
-        self.moves = self._trades.moves()
+        rejects, trades = self._rejects.carried(), self._trades.carried()
+        self.trades, self.rejects = trades.offsets, rejects.offsets
+        self.topics = {**rejects.topics, **trades.topics}
+        self.moves = trades.moves
 
     @property
     def sources(self) -> list[Source]:
@@ -52,28 +54,56 @@ class Offsets:
             CommitFailed: the catalog refused.
             K2Error: there have been too many moves.
         """
-        self._commit([source], to, reason)
+        self._commit({source: to}, {source: to}, {}, reason)
 
-    def forget(self, sources: Sequence[Source], reason: str) -> None:
+    def forget(self, sources: Sequence[Source], reason: str, *, topics: bool = False) -> None:
         """Drop the offsets of sources that no longer exist; their rows stay.
+
+        Args:
+            topics: forget the ids of their topics too.
 
         Raises: as `move`.
         """
-        self._commit(sources, None, reason)
+        gone: dict[Source, int | None] = dict.fromkeys(sources)
+        ids: dict[Topic, str | None] = {}
+        if topics:
+            ids = dict.fromkeys(Topic(*source[:2]) for source in sources)
+        self._commit(gone, gone, ids, reason)
 
-    def _commit(self, sources: Sequence[Source], to: int | None, reason: str) -> None:
-        if len(self.moves) + len(sources) > MOVES_MAX:
+    def accept(
+        self, topic: Topic, topic_id: str, starts: Mapping[Source, int], reason: str
+    ) -> None:
+        """Let a topic that was made anew be read, from its start: its sources have no offsets yet.
+
+        Args:
+            topic: as it will be kept, `k2.lake.offsets.anew`.
+            starts: by source the first offset of its log.
+
+        Raises: as `move`.
+        """
+        self._commit(starts, {}, {topic: topic_id}, reason)
+
+    def _commit(
+        self,
+        after: Mapping[Source, int | None],
+        advance: Mapping[Source, int | None],
+        topics: Mapping[Topic, str | None],
+        reason: str,
+    ) -> None:
+        """Note `after` as moves; let the offsets be `advance`."""
+        if len(self.moves) + len(after) > MOVES_MAX:
             raise K2Error(f"more than {MOVES_MAX} moves: each snapshot carries all of them")
         who, now = operator(), datetime.now(UTC).isoformat(timespec="seconds")
         # Rejects first, as a worker does: what died in between is repeated, and nothing is below
         # the trades' offset that is not accounted for.
         for sink, offsets in ((self._rejects, self.rejects), (self._trades, self.trades)):
-            moved = [source for source in sources if to is not None or source in offsets]
-            if moved:
+            moved = {s: to for s, to in after.items() if to is not None or s in offsets}
+            if moved or topics:
                 sink.commit(
                     [],
                     {source: offsets.get(source) for source in moved},
-                    dict.fromkeys(moved, to),
-                    [Move(source, offsets.get(source), to, who, now, reason) for source in moved],
+                    {source: to for source, to in advance.items() if source in moved},
+                    [Move(s, offsets.get(s), to, who, now, reason) for s, to in moved.items()],
+                    topics,
                 )
         self.refresh()

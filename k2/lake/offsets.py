@@ -3,6 +3,11 @@
 One property, `k2.offsets`, holds all sources as compact JSON, sorted so that equal maps are
 equal text: `[["cluster","topic",0,1234],...]`. Every snapshot carries the full map, because the
 snapshots before it expire.
+
+Beside it stand the ids that Kafka gave the topics, `k2.topics`, oldest first:
+`[["cluster","topic","id"],...]`. A topic that was made anew has the name of the former one and
+another id; its offsets mean other records. Once an operator has accepted it, its offsets and rows
+are kept under the cluster `CLUSTER/ID`: a log of its own, whose offsets are compared with none.
 """
 
 from __future__ import annotations
@@ -18,15 +23,24 @@ __all__ = [
     "MOVES_MAX",
     "MOVES_PROPERTY",
     "OFFSETS_PROPERTY",
+    "TOPICS_PROPERTY",
+    "Carried",
     "Move",
     "Source",
+    "Topic",
+    "anew",
     "decode",
     "decode_moves",
+    "decode_topics",
     "encode",
     "encode_moves",
+    "encode_topics",
+    "kept_under",
+    "known_ids",
 ]
 
 OFFSETS_PROPERTY = "k2.offsets"
+TOPICS_PROPERTY = "k2.topics"
 
 #: A uuid of one call of `Sink.commit`; finds a commit whose answer was lost.
 COMMIT_PROPERTY = "k2.commit"
@@ -37,10 +51,17 @@ MOVES_PROPERTY = "k2.moves"
 MOVES_MAX = 1000
 
 
+class Topic(NamedTuple):
+    """A topic of one cluster."""
+
+    cluster: str  # as in `Source`
+    topic: str
+
+
 class Source(NamedTuple):
     """One Kafka partition of one cluster; offsets of another cluster are never compared."""
 
-    cluster: str
+    cluster: str  # the cluster's id; `anew` of it for a topic that was made anew and accepted
     topic: str
     partition: int
 
@@ -62,8 +83,79 @@ class Move(NamedTuple):
     reason: str
 
     def __str__(self) -> str:
-        what = "forgotten" if self.after is None else f"moved from {self.before} to {self.after}"
+        what = f"moved from {self.before} to {self.after}"
+        if self.after is None:
+            what = "forgotten"
+        elif self.before is None:
+            what = f"begun at {self.after}"
         return f"{what} by {self.operator} at {self.time}: {self.reason}"
+
+
+class Carried(NamedTuple):
+    """What a snapshot's summary carries forward of all snapshots before it."""
+
+    offsets: dict[Source, int]
+    topics: dict[Topic, str]
+    moves: list[Move]
+
+
+def anew(cluster: str, topic_id: str) -> str:
+    """Return the cluster under which a topic that was made anew is kept."""
+    return f"{cluster}/{topic_id}"
+
+
+def known_ids(cluster: str, topic: str, known: Mapping[Topic, str]) -> dict[str, str]:
+    """Return all ids that a topic had in a cluster, oldest first, and what each is kept under.
+
+    Args:
+        cluster: its id.
+        known: the ids that the tables carry.
+    """
+    return {
+        number: name
+        for (name, other), number in known.items()
+        if other == topic and name in (cluster, anew(cluster, number))
+    }
+
+
+def kept_under(
+    cluster: str, topic: str, topic_id: str | None, known: Mapping[Topic, str]
+) -> str | None:
+    """Return the cluster under which the offsets and rows of a topic, as it is now, are kept.
+
+    Args:
+        cluster: its id.
+        topic_id: the topic's; None: the broker names none, so nothing can be compared.
+        known: the ids that the tables carry.
+
+    Returns:
+        The cluster's id, or `anew` of it; None: the topic was made anew, and nobody accepted it.
+    """
+    names = known_ids(cluster, topic, known)
+    if not names:
+        return cluster
+    return list(names.values())[-1] if topic_id is None else names.get(topic_id)
+
+
+def encode_topics(topics: Mapping[Topic, str]) -> str:
+    """Return the summary's text for the ids of topics, oldest first."""
+    rows = [[*topic, number] for topic, number in topics.items()]
+    return json.dumps(rows, separators=(",", ":"), ensure_ascii=False)
+
+
+def decode_topics(text: str | None) -> dict[Topic, str]:
+    """Return the ids of topics, oldest first; none for a table that never had any.
+
+    Raises:
+        SchemaMismatch: the text is not what `encode_topics` writes.
+    """
+    try:
+        return {
+            Topic(str(cluster), str(topic)): str(number)
+            for cluster, topic, number in json.loads(text or "[]")
+        }
+    except (ValueError, TypeError) as exc:
+        raise SchemaMismatch(f"{TOPICS_PROPERTY}: {str(text)[:200]!r} names no topics") from exc
 
 
 def encode_moves(moves: Sequence[Move]) -> str:

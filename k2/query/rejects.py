@@ -70,7 +70,7 @@ class Selection:
     """Which rejects; None is any. Times are those of the reject, ns, [start_ns, end_ns)."""
 
     reasons: Sequence[str] = ()
-    cluster: str | None = None
+    clusters: Sequence[str] = ()
     topic: str | None = None
     partition: int | None = None
     offset: int | None = None
@@ -84,17 +84,21 @@ class _RejectScan(Scan):
     ) -> None:
         self._begin(table, stop)
         for column, name, value in (
-            ("kafka_cluster", "cluster", which.cluster),
             ("kafka_topic", "topic", which.topic),
             ("kafka_partition", "partition", which.partition),
             ("kafka_offset", "offset", which.offset),
         ):
             if value is not None:
                 self._also(_iceberg.EqualTo(column, value), f"{column} = ${name}", value)
-        if which.reasons:
-            listed = list(dict.fromkeys(which.reasons))
-            test = "list_contains($reasons, reason)"
-            self._also(_iceberg.In("reason", set(listed)), test, listed)
+        for column, name, values in (
+            ("kafka_cluster", "clusters", which.clusters),
+            ("reason", "reasons", which.reasons),
+        ):
+            if values:
+                listed = list(dict.fromkeys(values))
+                self._also(
+                    _iceberg.In(column, set(listed)), f"list_contains(${name}, {column})", listed
+                )
         # Iceberg knows microseconds only: whatever lies within one counts as its first ns.
         if which.start_ns is not None:
             start = -(-which.start_ns // 1000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import signal
 import struct
@@ -26,11 +27,15 @@ from k2.dev.stack import init
 from k2.errors import BrokerUnavailable
 from k2.feeds.producer import produce
 from k2.feeds.simulate import Simulation
+from k2.holes import BrokerHoles
+from k2.lake.catalog import open_catalog
+from k2.lake.moves import Offsets
+from k2.lake.offsets import Source
 from k2.registry import open_registry
 from k2.schemas import TRADE_AVRO
 from k2.security import client_options
 from k2.settings import Settings
-from k2.topics import cluster_id
+from k2.topics import cluster_id, topic_ids
 from tests.integration.oracle import check, check_topics, connect
 from tests.integration.parts import Feed, Worker, committed, environment, k2, until, verify
 from tests.integration.places import on_kafka
@@ -174,20 +179,70 @@ def test_recreated_topic_that_is_shorter_is_refused(kafka: On) -> None:
     with Worker(lake) as worker:
         until(lambda: committed(lake) >= len(values), 60, lambda: f"trades:\n{worker.tail()}")
         worker.terminate()
-    admin = AdminClient(client_options(lake))
-    admin.delete_topics([topic])[topic].result(30)
-    until(lambda: topic not in admin.list_topics(timeout=5).topics, 30, "deletion")
-    init(lake)
+    _recreate(lake)
     _send(lake, values[:100])
-    worker.start()
-    try:
-        code = until(lambda: (worker.child.poll(),) if worker.child.poll() is not None else None,
-                     60, lambda: f"refused:\n{worker.tail()}")  # fmt: skip
-        assert code != (0,)
-        assert "Iceberg has the log up to offset 300, but it ends at 100" in worker.log()
-    finally:
-        worker.child.stop(0.0)
+    refusal = _refusal(worker)
+    assert "TopicRecreated" in refusal
+    assert f"`k2 offsets accept {topic} --reason TEXT --yes`" in refusal
     assert committed(lake) == len(values)
+
+
+def test_recreated_topic_that_has_outgrown_its_former_self(kafka: On) -> None:
+    """Refused by its id; accepted, all of it is read: what is new is a trade, once."""
+    lake, _ = kafka
+    topic, values, env = _topic(lake), _values(lake, 400), environment(lake)
+    _send(lake, values[:200])
+    with Worker(lake) as worker:
+        until(lambda: committed(lake) >= 200, 60, lambda: f"trades:\n{worker.tail()}")
+        worker.terminate()
+    cluster, former = cluster_id(lake), topic_ids(lake, [topic])[topic]
+    _recreate(lake)
+    number = topic_ids(lake, [topic])[topic]
+    assert number != former
+    producer = _transactional(lake, "feed")
+    producer.begin_transaction()
+    for value in values[100:]:
+        producer.produce(topic, value, KEY, partition=0)
+    producer.commit_transaction(30)
+    assert f"id {former}, but now its id is {number}" in _refusal(worker)
+    assert committed(lake) == 200
+    shown = k2(env, "offsets", "show", "--json")
+    assert (shown.returncode, _verdicts(shown)) == (1, {cluster: "topic made anew: another id"})
+    why = ("--reason", "the test says so")
+    moved = k2(env, "offsets", "move", topic, "0", "--to", "start", *why, "--force", "--yes")
+    assert (moved.returncode, "was made anew" in moved.stderr) == (2, True)
+    assert "nothing done" in k2(env, "offsets", "accept", topic, *why).stderr
+    done = k2(env, "offsets", "accept", topic, *why, "--yes")
+    assert (done.returncode, done.stdout.endswith("done\n")) == (0, True), done.stderr
+    again = k2(env, "offsets", "accept", topic, *why, "--yes")
+    assert (again.returncode, "nothing to accept" in again.stderr) == (2, True)
+    with Worker(lake, "1") as worker:
+        until(lambda: committed(lake) >= 400, 60, lambda: f"trades:\n{worker.tail()}")
+        until(lambda: committed(lake, "rejects") >= 100, 60, lambda: f"rejects:\n{worker.tail()}")
+        worker.terminate()
+    verify(lake)
+    shown = k2(env, "offsets", "show", "--json")
+    anew = f"{cluster}/{number}"
+    assert (shown.returncode, _verdicts(shown)) == (0, {cluster: "former topic", anew: "ok"})
+    with connect(lake) as connection:
+        places = "kafka_cluster, count(*), min(kafka_offset), max(kafka_offset)"
+        sql = f"SELECT {places} FROM {{}} GROUP BY 1 ORDER BY 1"
+        assert connection.execute(sql.format("trades")).fetchall() == [
+            (cluster, 200, 0, 199),
+            (anew, 200, 100, 299),
+        ]
+        assert connection.execute(sql.format("rejects")).fetchall() == [(anew, 100, 0, 99)]
+        found = connection.execute("SELECT sequence, verdict FROM trades ORDER BY 1").fetchall()
+    assert found == [(1, "first"), *((number, "ok") for number in range(2, 401))]
+    # The control record behind the last trade is no hole of the former topic.
+    holes = BrokerHoles(lake, Offsets(open_catalog(lake), lake).topics)
+    try:
+        reasons = [holes.explain(Source(name, topic, 0), 300, 300) for name in (cluster, anew)]
+    finally:
+        holes.close()
+    assert reasons == [None, "no record follows: control records, aborted or compacted away"]
+    replay = ("rejects", "replay", "--reason", "duplicate", "--dry-run", "--json")
+    assert json.loads(k2(env, *replay).stdout)["sent"] == 100
 
 
 def test_tls_and_sasl_from_the_feed_to_the_audit(tmp_path: Path, seaweed: SeaweedFS) -> None:
@@ -237,6 +292,32 @@ def _send(lake: Settings, values: list[bytes]) -> None:
     for value in values:
         producer.produce(_topic(lake), value, KEY, partition=0)
     assert producer.flush(30) == 0
+
+
+def _recreate(lake: Settings) -> None:
+    """The topic is deleted and made anew."""
+    admin, topic = AdminClient(client_options(lake)), _topic(lake)
+    admin.delete_topics([topic])[topic].result(30)
+    until(lambda: topic not in admin.list_topics(timeout=5).topics, 30, "deletion")
+    init(lake)
+
+
+def _refusal(worker: Worker) -> str:
+    """What a worker says that ends by itself."""
+    worker.start()
+    try:
+        code = until(lambda: (worker.child.poll(),) if worker.child.poll() is not None else None,
+                     60, lambda: f"refused:\n{worker.tail()}")  # fmt: skip
+        assert code != (0,)
+        return worker.log()
+    finally:
+        worker.child.stop(0.0)
+
+
+def _verdicts(shown: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """By cluster what `k2 offsets show --json` says of partition 0."""
+    rows = [json.loads(line) for line in shown.stdout.splitlines()]
+    return {row["cluster"]: row["verdict"] for row in rows if row["partition"] == 0}
 
 
 def _transactional(lake: Settings, name: str) -> Producer:

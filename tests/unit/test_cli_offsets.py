@@ -9,6 +9,7 @@ from test_lake_audit import A, B, Lake, trade
 
 from k2.cli import cli
 from k2.cli.offsets import _verdict as verdict_of
+from k2.lake.offsets import Source
 from k2.logs import Log
 
 DEAD = "127.0.0.1:1"
@@ -58,6 +59,7 @@ def test_forget_does_nothing_without_yes(data: Path) -> None:
     ("arguments", "message"),
     [
         (("move", A.topic, "0", "--to", "end", *WHY), "the log's bounds"),
+        (("accept", A.topic, *WHY), "the topic's id is needed"),
         (("forget", "--cluster", "x", *WHY), "cluster: x: no offsets"),
     ],
 )
@@ -71,9 +73,15 @@ def test_what_cannot_be_done_is_one_line(
 
 
 class Asked:
-    """All that a verdict wants of the logs."""
+    """All that a verdict wants of the logs: topics with one partition, kept under these."""
 
     cluster = A.cluster
+
+    def partitions(self, topic: str) -> list[int]:
+        return [0] if topic in (A.topic, "anew") else []
+
+    def kept_under(self, topic: str) -> str | None:
+        return f"{A.cluster}/y" if topic == A.topic else None
 
 
 @pytest.mark.parametrize(
@@ -84,7 +92,6 @@ class Asked:
         (None, Log(7, 9), "ok"),
         (4, Log(5, 9), "log starts above: lost by retention"),
         (10, Log(0, 9), "log ends below: truncated or recreated"),
-        (5, None, "no such topic"),
     ],
 )
 def test_the_verdict_compares_the_next_offset_with_the_log(
@@ -94,7 +101,25 @@ def test_the_verdict_compares_the_next_offset_with_the_log(
     assert verdict_of(A, following, Asked(), log) == verdict
 
 
-@pytest.mark.parametrize("command", ["show", "move", "forget"])
+@pytest.mark.parametrize(
+    ("source", "verdict"),
+    [
+        (A, "former topic"),
+        (Source(f"{A.cluster}/x", A.topic, 0), "former topic"),
+        (Source(A.cluster, "anew", 0), "topic made anew: another id"),
+        (Source(A.cluster, "gone", 0), "no such topic"),
+        (Source(f"{A.cluster}/x", "gone", 0), "no such topic"),
+        (B, "no such topic"),
+        (Source("other", A.topic, 0), "other cluster"),
+        (Source(f"{A.cluster}x", A.topic, 0), "other cluster"),
+    ],
+)
+def test_the_verdict_says_why_there_is_no_log(source: Source, verdict: str) -> None:
+    """A topic that was made anew is not the one of its name."""
+    assert verdict_of(source, 5, Asked(), None) == verdict
+
+
+@pytest.mark.parametrize("command", ["show", "move", "accept", "forget"])
 def test_the_help_has_an_example(command: str) -> None:
     """The help is the documentation."""
     result = CliRunner().invoke(cli, ["offsets", command, "--help"])

@@ -101,6 +101,7 @@ def test_filters_are_reasons_topic_and_half_open_time(lake: Path) -> None:
     assert offsets("--start", "2026-01-02T03:02", "--end", "2026-01-02T03:04") == [2, 3]
     assert offsets("--start", str(START_NS + 23 * 60 * 10**9 + 1)) == [24]
     assert offsets("--topic", "other") == offsets("--cluster", "other") == []
+    assert offsets("--cluster", SOURCE.cluster) == list(range(25))
     assert offsets("--reason", "duplicate", "--limit", "2") == [23, 24]
 
 

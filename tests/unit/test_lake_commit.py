@@ -19,7 +19,7 @@ from k2.errors import CatalogUnavailable, CommitFailed, Fenced, SchemaMismatch
 from k2.lake.audit import audit
 from k2.lake.catalog import ensure_tables, load_table, open_catalog, rejects_name, trades_name
 from k2.lake.commit import Sink
-from k2.lake.offsets import OFFSETS_PROPERTY, Source
+from k2.lake.offsets import OFFSETS_PROPERTY, TOPICS_PROPERTY, Source, Topic
 from k2.schemas import REJECTS, TRADES
 from k2.settings import Settings
 
@@ -265,6 +265,46 @@ def test_offsets_that_k2_did_not_write_are_not_guessed(
     table.append(rows([0]), snapshot_properties={OFFSETS_PROPERTY: text})
     with pytest.raises(SchemaMismatch, match=OFFSETS_PROPERTY):
         Sink(catalog, trades_name(settings), settings).offsets()
+
+
+def test_the_id_of_a_topic_is_put_in_once_and_carried_forward(
+    catalog: Catalog, settings: Settings
+) -> None:
+    """Also into a table that had none; a worker that read another topic of the name is fenced."""
+    sink = Sink(catalog, trades_name(settings), settings)
+    topic = Topic(*A[:2])
+    sink.commit([], {A: None}, {A: 1})
+    assert sink.carried().topics == {}
+    sink.commit([], {A: 1}, {A: 2}, topics={topic: "x"})
+    sink.commit([], {A: 2}, {A: 3})
+    sink.commit([], {A: 3}, {A: 4}, topics={topic: "x"})
+    assert sink.carried() == ({A: 4}, {topic: "x"}, [])
+    with pytest.raises(Fenced, match=r"market\.trades\.sim@c: expected topic id y, found x"):
+        sink.commit([], {A: 4}, {A: 5}, topics={topic: "y"})
+    assert sink.carried() == ({A: 4}, {topic: "x"}, [])
+    sink.commit([], {A: 4}, {A: None}, topics={topic: None})
+    assert sink.carried() == ({}, {}, [])
+
+
+def test_a_stale_handle_learns_the_id_of_a_topic_before_it_commits(
+    catalog: Catalog, settings: Settings
+) -> None:
+    """Of two workers the second one read a topic that was made anew meanwhile."""
+    one, two = (Sink(catalog, trades_name(settings), settings) for _ in range(2))
+    one.commit([], {A: None}, {A: 1}, topics={Topic(*A[:2]): "x"})
+    with pytest.raises(Fenced, match="expected topic id y, found x"):
+        two.commit([], {B: None}, {B: 1}, topics={Topic(*B[:2]): "y"})
+
+
+@pytest.mark.parametrize("text", ["{", '[["c","t"]]', "[1]"])
+def test_ids_of_topics_that_k2_did_not_write_are_not_guessed(
+    catalog: Catalog, settings: Settings, text: str
+) -> None:
+    """A topic that was made anew would be taken for the former one."""
+    table = load_table(catalog, trades_name(settings))
+    table.append(rows([0]), snapshot_properties={TOPICS_PROPERTY: text})
+    with pytest.raises(SchemaMismatch, match=TOPICS_PROPERTY):
+        Sink(catalog, trades_name(settings), settings).carried()
 
 
 def test_a_table_with_other_columns_is_refused_at_start(

@@ -9,7 +9,18 @@ from test_lake_audit import A, B, Lake, found, lake, reject, trade
 
 from k2.errors import Fenced, K2Error, SchemaMismatch
 from k2.lake.moves import Offsets
-from k2.lake.offsets import MOVES_MAX, Move, decode_moves, encode_moves
+from k2.lake.offsets import (
+    MOVES_MAX,
+    Move,
+    Source,
+    Topic,
+    anew,
+    decode_moves,
+    decode_topics,
+    encode_moves,
+    encode_topics,
+    kept_under,
+)
 from k2.lake.states import rebuild
 from k2.schemas import TRADE_BATCH, TRADES
 from k2.sequence import Rules, check
@@ -31,6 +42,74 @@ def test_moves_survive_every_encoding() -> None:
     assert decode_moves(None) == []
     with pytest.raises(SchemaMismatch, match="no list of moves"):
         decode_moves('[["c"]]')
+
+
+def test_ids_of_topics_survive_encoding_in_their_order() -> None:
+    """Where the broker names no id, the newest holds."""
+    topics = {Topic("c", "t"): "z", Topic("c/a", "t"): "a", Topic("b", "ü"): "1"}
+    assert list(decode_topics(encode_topics(topics)).items()) == list(topics.items())
+    assert decode_topics(None) == {}
+
+
+@pytest.mark.parametrize(
+    ("topic_id", "known", "cluster"),
+    [
+        ("x", {}, "c"),
+        (None, {}, "c"),
+        ("x", {Topic("c", "t"): "x"}, "c"),
+        ("y", {Topic("c", "t"): "x"}, None),
+        (None, {Topic("c", "t"): "x"}, "c"),
+        ("y", {Topic("c", "t"): "x", Topic("c/y", "t"): "y"}, "c/y"),
+        ("x", {Topic("c", "t"): "x", Topic("c/y", "t"): "y"}, "c"),
+        ("z", {Topic("c", "t"): "x", Topic("c/y", "t"): "y"}, None),
+        (None, {Topic("c", "t"): "x", Topic("c/y", "t"): "y"}, "c/y"),
+        ("y", {Topic("c", "other"): "x", Topic("d", "t"): "x", Topic("c/z", "t"): "x"}, "c"),
+    ],
+)
+def test_a_topic_is_kept_under_its_cluster_until_it_is_made_anew(
+    topic_id: str | None, known: dict[Topic, str], cluster: str | None
+) -> None:
+    """Other topics, other clusters, and a cluster whose name only looks alike, say nothing."""
+    assert kept_under("c", "t", topic_id, known) == cluster
+
+
+def test_a_topic_made_anew_is_accepted_in_both_tables_as_a_log_of_its_own(lake: Lake) -> None:
+    """The same offsets in both logs are other records; twice in one of them is twice."""
+    lake.add([trade(0), trade(1)], {A: 2})
+    new = Source(anew("c", "y"), A.topic, A.partition)
+    offsets(lake).accept(Topic(*new[:2]), "y", {new: 0}, "deleted by mistake")
+    own = offsets(lake)
+    assert (own.trades, own.rejects, own.topics) == ({A: 2}, {}, {Topic("c/y", A.topic): "y"})
+    (move,) = own.moves
+    assert (move.source, move.before, move.after) == (new, None, 0)
+    assert str(move).startswith("begun at 0 by ")
+    lake.add([trade(o, new, sequence=o + 2) for o in range(3)], {new: 3})
+    lake.add([reject(3, new)], {new: 4})
+    lake.add([], {new: 4})
+    report = lake.audit()
+    assert (report.findings, report.rows) == ([], 6)
+    lake.add([trade(1, new, sequence=9)], {})
+    assert found(lake.audit()) == [("offset_twice", "error")]
+
+
+def test_an_accepted_topic_is_fenced_by_a_worker_that_was_quicker(lake: Lake) -> None:
+    """Nothing of it may have been read."""
+    new = Source(anew("c", "y"), A.topic, A.partition)
+    own = offsets(lake)
+    lake.add([trade(0, new)], {new: 1})
+    with pytest.raises(Fenced, match="expected next offset None, found 1"):
+        own.accept(Topic(*new[:2]), "y", {new: 0}, "too late")
+
+
+def test_ids_are_forgotten_with_a_cluster_that_is_gone_only(lake: Lake) -> None:
+    """A present topic that is made anew later must still be told from its former self."""
+    topic = Topic(*A[:2])
+    lake.sinks[TRADES].commit([], {}, {A: 1}, topics={topic: "x"})
+    offsets(lake).forget([A], "read it again")
+    assert offsets(lake).topics == {topic: "x"}
+    lake.add([trade(0)], {A: 1})
+    offsets(lake).forget([A], "gone", topics=True)
+    assert offsets(lake).topics == {}
 
 
 def test_a_move_is_in_both_tables_and_carried_forward(lake: Lake) -> None:

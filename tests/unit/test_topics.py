@@ -7,11 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException, Uuid
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+from k2.agents.reach import require_known
 
 from k2.dev.broker import free_port
-from k2.errors import BrokerUnavailable, SettingError, TopicMissing
+from k2.errors import BrokerUnavailable, SettingError, TopicMissing, TopicRecreated
+from k2.lake.offsets import Source, Topic, anew
+from k2.logs import Log, Logs
+from k2.security import client_options
 from k2.settings import Settings
-from k2.topics import check_topics, cluster_id, ensure_topics
+from k2.topics import _no_id, _text, check_topics, cluster_id, ensure_topics, topic_ids
 
 if TYPE_CHECKING:
     from conftest import Broker
@@ -52,3 +59,69 @@ def test_an_absent_broker_is_named_within_seconds() -> None:
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(BrokerUnavailable, match=address):
         cluster_id(Settings(broker=address))
+    with pytest.raises(BrokerUnavailable, match=f"{address} names no topic id: .*[Tt]imed out"):
+        topic_ids(Settings(broker=address), ["t"])
+
+
+def test_a_topic_made_anew_has_another_id(broker: Broker) -> None:
+    """Of one life of a topic always the same; a log by its former id is not the present one."""
+    settings = Settings(broker=broker.address)
+    admin = AdminClient(client_options(settings))
+    first = _made(settings, "anew")
+    assert topic_ids(settings, ["anew"]) == {"anew": first}
+    admin.delete_topics(["anew"])["anew"].result(10)
+    second = _made(settings, "anew")
+    assert first != second
+    cluster = cluster_id(settings)
+    before = Source(cluster, "anew", 0)
+    after = Source(anew(cluster, second), "anew", 0)
+    known = {Topic(*before[:2]): first}
+    for ids, present in (
+        ({}, before),
+        ({Topic(*before[:2]): second}, before),
+        (known, None),
+        ({**known, Topic(*after[:2]): second}, after),
+    ):
+        logs = Logs(settings, ids)
+        try:
+            assert logs.kept_under("anew") == (present.cluster if present else None)
+            assert [s for s in (before, after) if logs.has(s)] == ([present] if present else [])
+            assert [logs.log(s) for s in (before, after)].count(Log(0, 0)) == bool(present)
+            assert logs.bounds("anew", 0) == Log(0, 0)
+            assert logs.topic_id("none of that name") is None
+        finally:
+            logs.close()
+
+
+def _made(settings: Settings, name: str) -> str:
+    """Create a topic; its id."""
+    admin = AdminClient(client_options(settings))
+    admin.create_topics([NewTopic(name, 1, 1)])[name].result(10)
+    return topic_ids(settings, [name])[name]
+
+
+def test_an_id_is_written_as_kafka_writes_it() -> None:
+    """In the alphabet of URLs; zero is none."""
+    assert _text(Uuid(0x01A2093329FF7FF8, -5797878723550779138)) == "AaIJMyn_f_ivicwE9_Xo_g"
+    assert _text(Uuid(0, 0)) is None
+
+
+def test_a_broker_without_ids_is_no_error_and_a_missing_topic_is(broker: Broker) -> None:
+    """Nothing asked for is nothing asked."""
+    settings = Settings(broker=broker.address)
+    assert topic_ids(settings, []) == {}
+    with pytest.raises(TopicMissing, match="nope: no such topic at"):
+        topic_ids(settings, ["nope"])
+    for code in (KafkaError.UNSUPPORTED_VERSION, KafkaError._UNSUPPORTED_FEATURE):
+        _no_id(settings, "t", KafkaException(KafkaError(code)))
+
+
+def test_another_id_is_refused_with_both_and_the_command() -> None:
+    """Of several former ones the newest is named."""
+    known = {Topic("c", "t"): "one", Topic("c/two", "t"): "two"}
+    assert require_known("c", "t", "two", known) == "c/two"
+    assert require_known("c", "t", None, known) == "c/two"
+    with pytest.raises(TopicRecreated) as caught:
+        require_known("c", "t", "three", known)
+    for said in ("t@c", "id two", "is three", "`k2 offsets accept t --reason TEXT --yes`"):
+        assert said in str(caught.value)
