@@ -208,13 +208,16 @@ def accept(topic: str, reason: str, dry_run: bool, yes: bool, force: bool) -> No
         partitions, number = logs.partitions(topic), logs.topic_id(topic)
         if not partitions:
             raise BadQuery("topic", f"{topic}: no such topic at {load().broker}")
+        if number is None:
+            raise BadQuery("topic", f"{topic}: the broker names no id; `k2 offsets move --help`")
         former = known_ids(logs.cluster, topic, stored.topics)
-        if number is None or not former:
-            raise BadQuery("topic", f"{topic}: no ids to compare; see `k2 offsets move --help`")
-        if number in former:
-            raise BadQuery("topic", f"{topic} has the id {number} that K2 knows: nothing to accept")
+        unread = not any(s[:2] == (logs.cluster, topic) for s in stored.sources)
+        if number in former or (unread and not former):
+            raise BadQuery("topic", f"{topic} (id {number}) was not made anew: nothing to accept")
         cluster = anew(logs.cluster, number)
-        click.echo(f"{topic}: id {list(former)[-1]} -> {number}, to be kept under {cluster}")
+        # Tables from before K2 carried ids know none.
+        known = list(former)[-1] if former else "unknown"
+        click.echo(f"{topic}: id {known} -> {number}, to be kept under {cluster}")
         starts: dict[Source, int] = {}
         for partition in partitions:
             if (log := logs.bounds(topic, partition)) is not None:

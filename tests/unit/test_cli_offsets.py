@@ -1,16 +1,27 @@
 """`k2 offsets` without a broker: what can be said and done then, and what is refused."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 import pytest
 from click.testing import CliRunner, Result
-from test_lake_audit import A, B, Lake, trade
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+from test_lake_audit import A, B, Lake, found, trade
 
 from k2.cli import cli
 from k2.cli.offsets import _verdict as verdict_of
-from k2.lake.offsets import Source
+from k2.lake.offsets import Source, Topic, anew
 from k2.logs import Log
+from k2.schemas import TRADES
+from k2.settings import Settings
+from k2.topics import topic_ids
+
+if TYPE_CHECKING:
+    from conftest import Broker
 
 DEAD = "127.0.0.1:1"
 WHY = ("--reason", "gone")
@@ -70,6 +81,41 @@ def test_what_cannot_be_done_is_one_line(
     result = k2(data, *arguments)
     assert result.exit_code == 2
     assert f"k2: {message}" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_topic_is_accepted_also_where_the_tables_know_no_id(
+    broker: Broker, tmp_path: Path
+) -> None:
+    """They are from before K2 carried ids; a topic that nobody has read is not made anew."""
+    admin = AdminClient({"bootstrap.servers": broker.address, "log_level": 0})
+    for name in ("accepted", "unread"):
+        admin.create_topics([NewTopic(name, 2, 1)])[name].result(10)
+    (number,) = topic_ids(Settings(broker=broker.address), ["accepted"]).values()
+    old = Source(broker.cluster_id, "accepted", 0)
+    lake = Lake(tmp_path)
+    lake.add([trade(0, old), trade(1, old)], {old: 2})
+
+    def accept(topic: str, *more: str) -> Result:
+        arguments = ["offsets", "accept", topic, *WHY, *more]
+        env = {"K2_DATA": str(tmp_path), "K2_BROKER": broker.address}
+        return CliRunner(env=env).invoke(cli, arguments)
+
+    assert "no such topic" in accept("nope").stderr
+    assert "was not made anew" in accept("unread", "--yes").stderr
+    done = accept("accepted")
+    assert f"accepted: id unknown -> {number}" in done.stdout
+    assert (done.exit_code, "nothing done" in done.stderr) == (0, True)
+    assert lake.sinks[TRADES].carried().topics == {}
+    assert accept("accepted", "--yes").stdout.endswith("done\n")
+    name = anew(broker.cluster_id, number)
+    carried = lake.sinks[TRADES].carried()
+    assert (carried.offsets, carried.topics) == ({old: 2}, {Topic(name, "accepted"): number})
+    begun = [(move.source, move.after) for move in carried.moves]
+    assert begun == [(Source(name, "accepted", partition), 0) for partition in (0, 1)]
+    assert "was not made anew" in accept("accepted", "--yes").stderr
+    assert found(lake.audit()) == []
+    lake.catalog.close()
 
 
 class Asked:
