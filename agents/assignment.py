@@ -76,12 +76,10 @@ class Assignment:
         cluster = await asyncio.to_thread(self._cluster)
         topics = {tp.topic for tp in tps}
         ids = await asyncio.to_thread(topic_ids, self._app.settings, topics)
-        carried = await self._lake.patiently(self._trades.carried)
-        trades, moves = carried.offsets, carried.moves
-        carried_too = await self._lake.patiently(self._rejects.carried)
-        rejects = carried_too.offsets
+        trades = await self._lake.patiently(self._trades.carried)
+        rejects = await self._lake.patiently(self._rejects.carried)
         # Rejects are committed first: of a worker that died in between only they know the id.
-        known = {**carried_too.topics, **carried.topics}
+        known = {**rejects.topics, **trades.topics}
         names = {
             topic: require_known(cluster, topic, ids.get(topic), known) for topic in sorted(topics)
         }
@@ -91,26 +89,26 @@ class Assignment:
         ends = await self._app.consumer.highwaters(*tps) if tps else {}
         found: dict[TP, Partition] = {}
         for tp, source in sources.items():
-            stored, start = trades.get(source), starts[tp]
+            stored, start = trades.offsets.get(source), starts[tp]
             before = states.get(source)
             watermark, symbols = (before.watermark, before.symbols) if before else (None, {})
             began = None
             if stored is None:
                 # Nothing of this log is in Iceberg: begin where the log begins.
                 stored = watermark = start
-                symbols = await self._inherit(source, list(trades))
+                symbols = await self._inherit(source, list(trades.offsets))
                 began = _beginning(source, start)
             await self._require_reach(source, stored, start, ends.get(tp) or 0)
             # What an operator skipped is not read, not even for the state.
-            least = max([start, *(m.after or 0 for m in moves if m.source == source)])
+            least = max([start, *(m.after or 0 for m in trades.moves if m.source == source)])
             ahead = any(state.offset >= stored for state in symbols.values())
             if watermark is None or not least <= watermark <= stored or ahead:
                 watermark, symbols = stored, await self._rebuild(source, watermark, symbols, stored)
             found[tp] = Partition(
                 source=source,
                 next_offset=watermark,
-                trades_at=trades.get(source),
-                rejects_at=rejects.get(source),
+                trades_at=trades.offsets.get(source),
+                rejects_at=rejects.offsets.get(source),
                 states=symbols,
                 epoch=sequences.epoch_after(before.epoch if before else None),
                 topic_id=ids.get(tp.topic),
