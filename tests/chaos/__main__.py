@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -39,6 +40,8 @@ def main(seed: int, rounds: int, only: tuple[str, ...], on: str | None, without:
 
     Exit code 1 if the oracle found anything.
     """
+    # Else servers and workers would outlive it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     console = Console(stderr=True)
     faults = [fault for fault in FAULTS if not only or any(word in fault.name for word in only)]
     outcomes: list[Outcome] = []

@@ -159,7 +159,7 @@ class Fault:
     times: int = 1
     places: tuple[str, ...] = ("embedded", "kafka")
     trades: int = 60_000
-    rate: float | None = 4_000.0  # so slow that a worker starts well before the end
+    rate: float | None = 3_000.0  # so slow that a worker starts well before the end
     settings: Mapping[str, int] = field(default_factory=lambda: SMALL)
 
 
