@@ -54,6 +54,14 @@ FAULTS = (
     Fault("broker paused", scenes.broker_paused),
     Fault("broker paused, worker killed", scenes.broker_paused_and_killed),
     Fault("transactions aborted, killed", scenes.aborting, "after swap", places=KAFKA),
+    Fault(
+        "topic compacted, killed",
+        scenes.compacted,
+        "after swap",
+        within=1,
+        places=KAFKA,
+        rate=20_000.0,
+    ),
     # The state of the sequence check.
     Fault("state folder lost", scenes.lost_folder),
     Fault("state folder corrupt", scenes.corrupt_folder),

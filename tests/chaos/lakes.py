@@ -17,6 +17,10 @@ from tests.integration.places import on_kafka
 __all__ = ["Lake", "Place", "embedded", "kafka"]
 
 
+#: For the rounds that compact a topic.
+QUICK_CLEANER = {"log.cleaner.backoff.ms": "100"}
+
+
 @dataclass(frozen=True, slots=True)
 class Lake:
     """What a scene can do something to."""
@@ -43,7 +47,7 @@ def kafka(store: SeaweedFS) -> Place:
 
     @contextmanager
     def place(folder: Path, own: Mapping[str, int]) -> Iterator[Lake]:
-        with on_kafka(folder, store) as (settings, broker):
+        with on_kafka(folder, store, options=QUICK_CLEANER) as (settings, broker):
             yield _made(settings, own, broker)
 
     return place

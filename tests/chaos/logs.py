@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
 from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource
 from confluent_kafka.cimpl import NewTopic
 
 from k2.codec import encode
@@ -19,12 +20,23 @@ from k2.registry import open_registry
 from k2.schemas import TRADE_AVRO
 from k2.security import client_options
 from k2.settings import Settings
+from tests.integration.oracle.topic import Topics
 from tests.integration.parts import until
 
-__all__ = ["Aborting", "Changelog"]
+__all__ = ["Aborting", "Changelog", "compact"]
 
 QUIET_S = 2.0
 ANSWER_S = 30.0
+
+#: Segments are closed soon and cleaned at once.
+COMPACTED = {
+    "cleanup.policy": "compact",
+    "segment.ms": "100",
+    "min.cleanable.dirty.ratio": "0.01",
+    "min.compaction.lag.ms": "0",
+}
+#: So many looks at a topic that show the same: no more of it goes.
+STEADY = 4
 
 
 class Changelog:
@@ -66,6 +78,41 @@ class Changelog:
             return records
         finally:
             consumer.close()
+
+
+def compact(settings: Settings, await_feed: Callable[[], int]) -> int:
+    """Let the broker compact the topic of trades while it fills, then never again.
+
+    Args:
+        await_feed: returns how many records were sent, when all are.
+
+    Returns:
+        How many records are left, once no more of them go.
+    """
+    _configure(settings, COMPACTED)
+    sent = await_feed()
+    counts: list[int] = []
+
+    def is_done() -> bool:
+        counts.append(Topics.read(settings).records.num_rows)
+        return counts[-1] < sent and counts.count(counts[-1]) >= STEADY
+
+    until(is_done, ANSWER_S, lambda: f"compaction: {counts}")
+    _configure(settings, {"cleanup.policy": "delete"})
+    return Topics.read(settings).records.num_rows
+
+
+def _configure(settings: Settings, options: dict[str, str]) -> None:
+    resource = ConfigResource(
+        ConfigResource.Type.TOPIC,
+        settings.trades_topic("SIM"),
+        incremental_configs=[
+            ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+            for name, value in options.items()
+        ],
+    )
+    admin = AdminClient(client_options(settings))
+    admin.incremental_alter_configs([resource])[resource].result(ANSWER_S)
 
 
 class Aborting:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from tests.chaos.logs import Aborting, Changelog
+from tests.chaos.logs import Aborting, Changelog, compact
 from tests.chaos.points import DOWN_S
 from tests.chaos.proxy import Kind, Predicate, Proxy, anything
 from tests.chaos.rounds import Round, Scene
@@ -201,6 +201,13 @@ def aborting(round: Round) -> Played:
     """Transactions of another producer are aborted all the time; workers die meanwhile."""
     with Aborting(round.settings):
         return killed(round)
+
+
+def compacted(round: Round) -> Played:
+    """A topic with holes where records were compacted away, and a worker that dies over it."""
+    round.left = compact(round.settings, round.await_feed)
+    round.await_death(round.start("a", armed=True))
+    return time.monotonic(), round.start("a")
 
 
 # -- the state of the sequence check
