@@ -14,7 +14,7 @@ from k2 import metrics
 from k2.codec import Decoded, Reject
 from k2.lake.offsets import Source
 from k2.schemas import REJECTS, TRADES, VERDICTS
-from k2.sequence import Gap, Rules, SymbolState, check
+from k2.sequence import Change, Rules, SymbolState, check
 
 __all__ = ["Checked", "assemble"]
 
@@ -27,7 +27,7 @@ class Checked:
 
     trades: pa.Table  # schema TRADES
     rejects: pa.Table  # schema REJECTS
-    gaps: list[Gap]
+    changes: list[Change]  # of the gap ledger
     states: dict[tuple[str, str], SymbolState]
     reasons: Mapping[str, int]
 
@@ -37,8 +37,9 @@ class Checked:
         metrics.records_total.labels(table="rejects").inc(self.rejects.num_rows)
         for reason, rows in self.reasons.items():
             metrics.rejects_total.labels(reason=reason).inc(rows)
-        metrics.gaps_total.inc(len(self.gaps))
-        metrics.missing_total.inc(sum(g.missing_last - g.missing_first + 1 for g in self.gaps))
+        opened = [c.count for c in self.changes if (c.kind, c.status) == ("gap", "open")]
+        metrics.gaps_total.inc(len(opened))
+        metrics.missing_total.inc(sum(opened))
 
 
 def assemble(
@@ -55,7 +56,7 @@ def assemble(
         trades_from, rejects_from: the tables hold everything below these offsets.
     """
     rows = decoded.rows
-    checked = check(states, rows, rules)
+    checked = check(states, rows, rules, f"{source.topic}[{source.partition}]")
     offsets = rows.column("kafka_offset").to_numpy()
     duplicate = checked.verdicts == DUPLICATE
     now = pa.scalar(time.time_ns() // 1000, TRADES.field("ingest_time").type)
@@ -72,7 +73,7 @@ def assemble(
     return Checked(
         trades=_trades(source, rows, checked.verdicts, checked.sessions, wanted, now),
         rejects=rejected,
-        gaps=[gap for gap in checked.gaps if gap.offset >= new_from],
+        changes=[change for change in checked.changes if change.offset >= new_from],
         states=checked.states,
         reasons={count["values"]: count["counts"] for count in counts},
     )

@@ -57,11 +57,7 @@ class Ingest:
         settings = app.settings
         self.app, self.settings, self.topics = app, settings, topics
         self._decoder, self._trades, self._rejects = decoder, trades, rejects
-        self._rules = Rules(
-            zones=settings.exchange_zones,
-            reset_window_ms=settings.reset_window_ms,
-            gaps_open_max=settings.gaps_open_max,
-        )
+        self._rules = Rules.of(settings)
         self.lake = Lake()
         self._assignment = Assignment(app, self.lake, trades, rejects, self._rules, cluster)
         self._partitions: dict[TP, Partition] = {}

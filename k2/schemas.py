@@ -10,6 +10,9 @@ import pyarrow as pa
 from k2.records import PRICE_PRECISION, PRICE_SCALE, Side, Trade
 
 __all__ = [
+    "GAPS",
+    "GAP_KINDS",
+    "GAP_STATUSES",
     "REJECTS",
     "REPLAYS",
     "SIDES",
@@ -21,6 +24,13 @@ __all__ = [
 
 #: Verdicts of the sequence check; a duplicate is not written to trades but to rejects.
 VERDICTS = ("first", "ok", "gap", "late", "reset", "duplicate")
+
+#: What the gap ledger tells of, in the order in which it tells of what one record caused.
+GAP_KINDS = ("gap", "duplicates", "out_of_session", "reset")
+
+#: `forgotten`: what remained can no longer be told from what has come; a late row of it is kept,
+#: and closes nothing. `accepted`: somebody, or the calendar, says that it is all right.
+GAP_STATUSES = ("open", "partly_filled", "filled", "forgotten", "accepted")
 
 SIDES = tuple(side.value for side in Side)
 
@@ -107,5 +117,37 @@ REPLAYS = pa.schema(
         pa.field("sent_offset", pa.int64()),
         pa.field("operator", pa.string(), nullable=False),
         pa.field("noted_at", _TIME, nullable=False),
+    ]
+)
+
+_BOUNDS = [pa.field(name, pa.int64(), nullable=False) for name in ("first", "last")]
+_INTERVAL = pa.field("element", pa.struct(_BOUNDS), nullable=False)
+
+#: The Iceberg table of the gap ledger, a log: of each `gap_id` the row with the highest `revision`
+#: counts. `kafka_offset` is of the record that caused the row, and is what a sink goes by;
+#: `k2.sequence.ledger.Change` says what the columns mean for each kind.
+GAPS = pa.schema(
+    [
+        pa.field("gap_id", pa.string(), nullable=False),
+        _TRADE_FIELDS["exchange"],
+        pa.field("symbol", pa.string()),  # null: one counter for all symbols of the partition
+        pa.field("session", pa.date32(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("severity", pa.string(), nullable=False),
+        pa.field("missing_first", pa.int64(), nullable=False),
+        pa.field("missing_last", pa.int64(), nullable=False),
+        pa.field("count", pa.int64(), nullable=False),
+        pa.field("remaining", pa.list_(_INTERVAL), nullable=False),
+        pa.field("remaining_count", pa.int64(), nullable=False),
+        pa.field("from_offset", pa.int64(), nullable=False),
+        pa.field("from_ts", pa.int64(), nullable=False),
+        pa.field("to_offset", pa.int64(), nullable=False),
+        pa.field("to_ts", pa.int64(), nullable=False),
+        pa.field("seen_at", _TIME, nullable=False),
+        pa.field("filled_at", _TIME),
+        pa.field("revision", pa.int64(), nullable=False),
+        *_SOURCE_FIELDS,
+        _INGEST_TIME,
     ]
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,33 @@ class Settings:
     timezones: str = _setting(
         "ASX=Australia/Sydney",
         "EXCHANGE=Zone[,...]",
-        "Time zone of an exchange's trading date; else UTC.",
+        "Time zone of an exchange's trading date, if it has no calendar; else UTC.",
+    )
+    calendars: str = _setting(
+        "ASX=XASX,SIM=24/7",
+        "EXCHANGE=code[,...]",
+        "Calendar of an exchange's sessions, by its code in exchange-calendars; 24/7: local dates.",
+    )
+    session_margin_ms: int = _setting(
+        14_400_000,
+        "ms",
+        "Before the open and after the close a record still belongs to the session.",
+        0,
+        86_400_000,
+    )
+    never_reset: str = _setting(
+        "", "A,B", "Exchanges whose sequences never start again, not even with a new session."
+    )
+    sequences: str = _setting(
+        "",
+        "EXCHANGE=symbol|channel[,...]",
+        "What a sequence counts: a symbol's records (else), or all of a partition.",
+    )
+    gap_limits: str = _setting(
+        "",
+        "EXCHANGE=page:critical[,...]",
+        "A gap of fewer than `page` sequences warns, of more than `critical` is critical; "
+        "else 10:100.",
     )
     partitions: int = _setting(4, "count", "Partitions of a topic that K2 creates.", 1, 1024)
     replication: int = _setting(1, "count", "Replicas of a topic that K2 creates.", 1, 16)
@@ -164,7 +190,8 @@ class Settings:
                 f"fetch_bytes_max: {self.fetch_bytes_max} must not exceed "
                 f"inflight_bytes_max ({self.inflight_bytes_max})"
             )
-        _ = self.exchange_names, self.exchange_zones
+        _ = self.exchange_names, self.exchange_zones, self.exchange_calendars
+        _ = self.exchanges_by_channel, self.exchange_gap_limits
         self._check_broker()
         self._check_lake()
 
@@ -253,17 +280,48 @@ class Settings:
 
     @property
     def exchange_zones(self) -> dict[str, str]:
-        zones = {}
-        for pair in filter(None, (p.strip() for p in self.timezones.split(","))):
-            exchange, equals, zone = pair.partition("=")
+        zones = dict(self._pairs("timezones", "Zone"))
+        for exchange, zone in zones.items():
             try:
                 ZoneInfo(zone)
             except (ZoneInfoNotFoundError, ValueError) as exc:
-                raise SettingError(f"timezones: {pair!r} is not EXCHANGE=Zone") from exc
-            if not equals:
-                raise SettingError(f"timezones: {pair!r} is not EXCHANGE=Zone")
-            zones[exchange] = zone
+                raise SettingError(f"timezones: '{exchange}={zone}' is not EXCHANGE=Zone") from exc
         return zones
+
+    @property
+    def exchange_calendars(self) -> dict[str, str]:
+        return dict(self._pairs("calendars", "code"))
+
+    @property
+    def exchanges_never_reset(self) -> frozenset[str]:
+        return frozenset(filter(None, (name.strip() for name in self.never_reset.split(","))))
+
+    @property
+    def exchanges_by_channel(self) -> frozenset[str]:
+        kinds = dict(self._pairs("sequences", "symbol|channel"))
+        for exchange, kind in kinds.items():
+            if kind not in ("symbol", "channel"):
+                raise SettingError(f"sequences: '{exchange}={kind}' is neither symbol nor channel")
+        return frozenset(exchange for exchange, kind in kinds.items() if kind == "channel")
+
+    @property
+    def exchange_gap_limits(self) -> dict[str, tuple[int, int]]:
+        limits = {}
+        for exchange, text in self._pairs("gap_limits", "page:critical"):
+            page, colon, critical = text.partition(":")
+            if not (colon and page.isdecimal() and critical.isdecimal()):
+                raise SettingError(f"gap_limits: '{exchange}={text}' is not EXCHANGE=page:critical")
+            limits[exchange] = int(page), int(critical)
+            if not 1 <= int(page) <= int(critical):
+                raise SettingError(f"gap_limits: '{exchange}={text}': not 1 <= page <= critical")
+        return limits
+
+    def _pairs(self, name: str, form: str) -> Iterator[tuple[str, str]]:
+        for pair in filter(None, (p.strip() for p in getattr(self, name).split(","))):
+            exchange, equals, value = pair.partition("=")
+            if not (exchange and equals and value):
+                raise SettingError(f"{name}: {pair!r} is not EXCHANGE={form}")
+            yield exchange, value
 
     def trades_topic(self, exchange: str) -> str:
         return f"market.trades.{exchange.lower()}"

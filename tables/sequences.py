@@ -1,6 +1,6 @@
 """The state of the sequence check, in RocksDB beside its changelog.
 
-Key: JSON of [cluster, topic, partition, epoch, exchange, symbol], value: `SymbolState.to_bytes()`.
+Key: JSON of [cluster, topic, partition, epoch, exchange, symbol], value: the packed `SymbolState`.
 The key without exchange and symbol holds the partition's watermark, the offset from which the state
 must go on, and the number of symbols below it. It is written last in a checkpoint, so that a torn
 checkpoint shows the former one; an epoch with fewer symbols is not all there, and is not used.
@@ -110,7 +110,7 @@ async def checkpoint(
         BrokerUnavailable: the changelog did not take the records in time.
     """
     _current_event.set(weakref.ref(event))
-    sent = [_put(source, (epoch, *name), state.to_bytes()) for name, state in states.items()]
+    sent = [_put(source, (epoch, *name), state) for name, state in states.items()]
     sent.append(_put(source, (epoch,), orjson.dumps((watermark, count))))
     for key in former:
         sent.append(table.send_changelog(source.partition, key, None, value_serializer="raw"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -32,7 +31,7 @@ __all__ = ["inherit", "rebuild"]
 _iceberg: Any = pyiceberg.expressions
 
 BATCH_ROWS = 128 * 1024
-_COLUMNS = ("exchange", "symbol", "sequence", "ts_event", "kafka_offset")
+_COLUMNS = ("exchange", "symbol", "sequence", "ts_event", "ts_recv", "kafka_offset")
 _SCHEMA = pa.schema([TRADE_BATCH.field(name) for name in _COLUMNS])
 
 Symbols = dict[tuple[str, str], SymbolState]
@@ -56,9 +55,9 @@ def inherit(
     states: Symbols = {}
     for before in _by_age(catalog, settings, former):
         # Offsets of one log say nothing about those of another.
-        own = {name: replace(state, offset=-1) for name, state in states.items()}
+        own = {name: state.at(-1) for name, state in states.items()}
         states = rebuild(catalog, settings, before, own, 0, 1 << 62, rules)
-    return {name: replace(state, offset=-1) for name, state in states.items()}
+    return {name: state.at(-1) for name, state in states.items()}
 
 
 def _by_age(catalog: Catalog, settings: Settings, sources: list[Source]) -> list[Source]:

@@ -1,7 +1,25 @@
 """The sequence check: did every trade of a symbol arrive, and which did not?"""
 
-from k2.sequence.check import Checked, check, sessions_of
+from k2.sequence.check import Checked, Key, check
 from k2.sequence.fold import EARLIER_MAX
-from k2.sequence.state import Chain, Gap, Rules, SymbolState
+from k2.sequence.ledger import Change, gap_rows
+from k2.sequence.rules import LIMITS, SEVERITIES, Rules, severity
+from k2.sequence.state import Chain, Gap, Memory, Run, SymbolState
 
-__all__ = ["EARLIER_MAX", "Chain", "Checked", "Gap", "Rules", "SymbolState", "check", "sessions_of"]
+__all__ = [
+    "EARLIER_MAX",
+    "LIMITS",
+    "SEVERITIES",
+    "Chain",
+    "Change",
+    "Checked",
+    "Gap",
+    "Key",
+    "Memory",
+    "Rules",
+    "Run",
+    "SymbolState",
+    "check",
+    "gap_rows",
+    "severity",
+]

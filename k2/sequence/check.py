@@ -1,34 +1,39 @@
 """The sequence check: which trades are new, which are missing, which were seen before.
 
-A batch costs numpy time for its rows and Python time for its symbols: symbols whose rows simply
-continue are settled for all rows at once; only the others are folded one by one (`fold`).
+A batch costs numpy time for its rows and little Python time for its symbols: symbols whose rows
+simply continue are settled for all rows at once; only the others are folded one by one (`fold`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from zoneinfo import ZoneInfo
+from itertools import compress, repeat
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from k2 import calendars
+from k2.calendars import Calendar, local_dates
 from k2.errors import SchemaMismatch
-from k2.sequence.fold import OK, Rows, fold
-from k2.sequence.state import Gap, Rules, SymbolState
+from k2.sequence.fold import OK, fold
+from k2.sequence.ledger import Change, order
+from k2.sequence.rows import Rows
+from k2.sequence.rules import Rules
+from k2.sequence.state import HEADER, HEADER_BYTES, Chain, Memory, SymbolState
 
-__all__ = ["Checked", "check", "sessions_of"]
+__all__ = ["Checked", "Key", "check"]
 
+#: Exchange and symbol; the symbol is empty where a channel has one counter for all.
 Key = tuple[str, str]
 
-_QUARTER_S = 900
-_DAY_S = 86_400
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-#: Lies outside the dates that int64 nanoseconds can express.
-_NO_SESSION = np.iinfo(np.int32).min
+Flags = npt.NDArray[np.bool_]
+Int64s = npt.NDArray[np.int64]
+Int32s = npt.NDArray[np.int32]
+
+#: Stands for a symbol that was never seen; its session is none that nanoseconds can express.
+_UNSEEN = Memory(int(np.iinfo(np.int32).min), Chain(0, 0, 0, 0, []), -1).pack()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,161 +41,183 @@ class Checked:
     """What `check` found in a batch of n rows.
 
     `verdicts` are indices into `k2.schemas.VERDICTS`, `sessions` days since the epoch. Where
-    `replayed` is true the row had been applied before: its verdict means nothing. `gaps` are in
-    offset order. `states` holds the symbols with rows applied, and no others.
+    `replayed` is true the row had been applied before: its verdict means nothing. `changes` are
+    the rows of the gap ledger, in offset order. `states` holds the counters with rows applied, and
+    no others.
     """
 
     verdicts: npt.NDArray[np.uint8]
-    sessions: npt.NDArray[np.int32]
-    gaps: list[Gap]
+    sessions: Int32s
+    changes: list[Change]
     states: dict[Key, SymbolState]
-    replayed: npt.NDArray[np.bool_]
+    replayed: Flags
 
 
-def check(states: Mapping[Key, SymbolState], batch: pa.Table, rules: Rules) -> Checked:
+def check(
+    states: Mapping[Key, SymbolState], batch: pa.Table, rules: Rules, stream: str = ""
+) -> Checked:
     """Compare a batch's sequences with what was seen of each (exchange, symbol).
 
     Args:
         states: before the batch; symbols never seen are absent. Not changed.
-        batch: n >= 0 rows of TRADE_BATCH in ascending `kafka_offset` order.
-        rules: zones of the exchanges' trading dates, reset window, bound of the open gaps.
+        batch: n >= 0 rows of TRADE_BATCH, all of one partition, in ascending `kafka_offset` order.
+        rules: as the settings have them.
+        stream: names topic and partition in the ledger's ids.
 
     Returns:
-        Verdicts, sessions, gaps and updated states; any split of a stream gives the same.
+        Verdicts, sessions, changes of the ledger and updated states; any split of a stream gives
+        the same, but for the ledger's notes on the way (see `k2.sequence.ledger`).
 
     Raises:
         SchemaMismatch: a column is absent, of another type or has nulls, or offsets do not ascend.
+        SettingError: an exchange's calendar does not exist.
     """
-    sequences, times, offsets = (
+    sequences, times, received, offsets = (
         _column(batch, name, pa.int64()).to_numpy()
-        for name in ("sequence", "ts_event", "kafka_offset")
+        for name in ("sequence", "ts_event", "ts_recv", "kafka_offset")
     )
     if not (offsets[1:] > offsets[:-1]).all():
         raise SchemaMismatch("kafka_offset: does not ascend from row to row")
     exchange_codes, exchanges = _encode(batch, "exchange")
     symbol_codes, symbols = _encode(batch, "symbol")
     n = len(sequences)
-    sessions = np.empty(n, np.int32)
-    for code, exchange in enumerate(exchanges):
-        zone = rules.zones.get(exchange, "UTC")
-        if len(exchanges) == 1:
-            sessions = sessions_of(times, zone)
-        else:
-            of_exchange = exchange_codes == code
-            sessions[of_exchange] = sessions_of(times[of_exchange], zone)
+    open_hours = {
+        name: calendars.load(rules.calendars[name]) for name in exchanges if name in rules.calendars
+    }
+    days, outside = _place(times, exchange_codes, exchanges, rules, open_hours)
+    sessions = days
+    if endless := rules.never_reset.intersection(exchanges):
+        sessions = np.where(_of(exchange_codes, exchanges, endless), np.int32(0), days)
+    if channels := rules.by_channel.intersection(exchanges):
+        whole = _of(exchange_codes, exchanges, channels)
+        symbol_codes = np.where(whole, np.int32(len(symbols)), symbol_codes)
+        symbols = [*symbols, ""]
 
     codes = exchange_codes.astype(np.int64) * len(symbols) + symbol_codes
     if len(exchanges) * len(symbols) <= 1 << 16:
         codes = codes.astype(np.uint16)  # numpy sorts 16 bits by radix, ten times faster
-    order = np.argsort(codes, kind="stable")
-    codes = codes[order]
+    by_key = np.argsort(codes, kind="stable")
+    codes = codes[by_key]
     starts = _starts(codes)
-    keys = [
-        (exchanges[code // len(symbols)], symbols[code % len(symbols)])
-        for code in codes[starts].tolist()
-    ]
-    before = [states.get(key) for key in keys]
+    place = codes[starts].astype(np.int64)
+    of_exchange = (place // max(len(symbols), 1)).tolist()
+    of_symbol = (place % max(len(symbols), 1)).tolist()
+    keys = list(
+        zip(
+            map(exchanges.__getitem__, of_exchange),
+            map(symbols.__getitem__, of_symbol),
+            strict=True,
+        )
+    )
+    before = list(map(states.get, keys, repeat(_UNSEEN)))
 
     # Replayed rows are dropped first, so that what follows sees only rows to apply.
-    applied = np.array([-1 if s is None else s.offset for s in before], np.int64)
-    again = offsets[order] <= np.repeat(applied, np.diff(starts, append=n))
+    headers = np.frombuffer(b"".join([state[:HEADER_BYTES] for state in before]), HEADER)
+    again = offsets[by_key] <= np.repeat(headers["offset"], np.diff(starts, append=n))
     replayed = np.zeros(n, np.bool_)
     if again.any():
-        replayed[order] = again
-        order, codes = order[~again], codes[~again]
+        replayed[by_key] = again
         left = np.logical_or.reduceat(~again, starts)
-        keys = [key for key, some in zip(keys, left.tolist(), strict=True) if some]
-        before = [s for s, some in zip(before, left.tolist(), strict=True) if some]
+        by_key, codes = by_key[~again], codes[~again]
+        keys, before, headers = (
+            list(compress(keys, left)),
+            list(compress(before, left)),
+            headers[left],
+        )
         starts = _starts(codes)
 
-    rows = Rows(sequences, times, sessions, offsets)[order]
-    judged, gaps, after = _settle(rows, starts, keys, before, rules)
+    rows = Rows(sequences, times, received, days, sessions, offsets, outside)
+    changes: list[Change] = []
+    after: dict[Key, SymbolState] = {}
     verdicts = np.zeros(n, np.uint8)
-    verdicts[order] = judged
-    gaps.sort(key=lambda gap: gap.offset)
-    return Checked(verdicts, sessions, gaps, after, replayed)
+    if keys:
+        verdicts[by_key] = OK
+        plain = _settle(rows, by_key, starts, keys, before, headers, after)
+        for i in np.flatnonzero(~plain).tolist():
+            own = by_key[starts[i] : starts[i + 1] if i + 1 < len(starts) else None]
+            state = None if before[i] is _UNSEEN else before[i]
+            hours = open_hours.get(keys[i][0])
+            verdicts[own], found, after[keys[i]] = fold(
+                state, keys[i], rows[own], rules, stream, hours
+            )
+            changes += found
+    changes.sort(key=order)
+    return Checked(verdicts, days, changes, after, replayed)
 
 
 def _settle(
     rows: Rows,
+    by_key: npt.NDArray[np.intp],
     starts: npt.NDArray[np.intp],
     keys: list[Key],
-    before: list[SymbolState | None],
-    rules: Rules,
-) -> tuple[npt.NDArray[np.uint8], list[Gap], dict[Key, SymbolState]]:
-    """Judge rows grouped by symbol, in offset order within; `starts` is each one's first row."""
-    n = len(rows.sequences)
-    verdicts = np.full(n, OK, np.uint8)
-    gaps: list[Gap] = []
-    after: dict[Key, SymbolState] = {}
-    if not n:
-        return verdicts, gaps, after
+    before: list[SymbolState],
+    headers: npt.NDArray[np.void],
+    after: dict[Key, SymbolState],
+) -> Flags:
+    """Put the states of those keys into `after` whose rows simply continue; return which do.
+
+    `by_key` are the rows grouped by key, in offset order within; `starts` where each key begins.
+    """
+    n = len(by_key)
     counts = np.diff(starts, append=n)
-    session = np.array([_NO_SESSION if s is None else s.session for s in before], np.int32)
+    sequences = rows.sequences[by_key]
     previous = np.empty(n, np.int64)
-    previous[1:] = rows.sequences[:-1]
-    previous[starts] = [0 if s is None else s.last for s in before]
+    previous[1:] = sequences[:-1]
+    previous[starts] = headers["last"]
     # `>` beside `+ 1`, because the highest int64 plus one is the lowest.
-    continues = (rows.sequences == previous + 1) & (rows.sequences > previous)
-    continues &= rows.sessions == np.repeat(session, counts)
-    plain = np.logical_and.reduceat(continues, starts).tolist()
+    continues = (sequences == previous + 1) & (sequences > previous)
+    continues &= rows.sessions[by_key] == np.repeat(headers["session"], counts)
+    if rows.outside is not None:
+        continues &= ~rows.outside[by_key]
+    # The first record that is in session again ends a run of those that are not.
+    plain: Flags = np.logical_and.reduceat(continues, starts) & (headers["outside"] == 0)
 
-    ends = starts + counts - 1
-    last, last_ts = rows.sequences[ends].tolist(), rows.times[ends].tolist()
-    offset, begin, number = rows.offsets[ends].tolist(), starts.tolist(), counts.tolist()
-    for i, (key, state) in enumerate(zip(keys, before, strict=True)):
-        if plain[i] and state is not None:
-            after[key] = SymbolState(
-                state.first,
-                last[i],
-                state.gaps,
-                state.forgotten_through,
-                session=state.session,
-                last_ts=last_ts[i],
-                offset=offset[i],
-                earlier=state.earlier,
-                rows=state.rows + number[i],
-                gaps_found=state.gaps_found,
-                missing=state.missing,
-                late=state.late,
-                duplicates=state.duplicates,
-                resets=state.resets,
-                gaps_forgotten=state.gaps_forgotten,
-            )
-            continue
-        own = slice(begin[i], begin[i] + number[i])
-        verdicts[own], found, after[key] = fold(state, key, rows[own], rules)
-        gaps += found
-    return verdicts, gaps, after
+    ends = by_key[starts + counts - 1]
+    new = headers.copy()
+    new["last"], new["last_ts"] = rows.sequences[ends], rows.times[ends]
+    new["offset"] = new["last_offset"] = rows.offsets[ends]
+    new["rows"] += counts
+    packed, size = new.tobytes(), HEADER_BYTES
+    for at, key, state, settled in zip(
+        range(0, len(packed), size), keys, before, plain.tolist(), strict=True
+    ):
+        if settled:
+            after[key] = SymbolState(packed[at : at + size] + state[size:])
+    return plain
 
 
-def sessions_of(times: npt.NDArray[np.int64], zone: str) -> npt.NDArray[np.int32]:
-    """Return the local date in `zone` of each time (ns, UTC), as days since the epoch."""
-    seconds = times // 1_000_000_000
-    if zone != "UTC" and len(times):
-        # Zones have changed their offset on whole quarters of an hour UTC for a century: one
-        # look-up a quarter in the batch, not one a row.
-        quarters = seconds // _QUARTER_S
-        low = int(quarters.min())
-        span = int(quarters.max()) - low + 1
-        if span > 1 << 16:  # stray timestamps must not make the look-up table grow
-            distinct, place = np.unique(quarters, return_inverse=True)
-            seconds = seconds + np.array([_utc_offset_s(zone, q) for q in distinct.tolist()])[place]
-        else:
-            place = quarters - low
-            table = np.zeros(span, np.int64)
-            table[place] = 1
-            for q in np.flatnonzero(table).tolist():
-                table[q] = _utc_offset_s(zone, low + q)
-            seconds = seconds + table[place]
-    return (seconds // _DAY_S).astype(np.int32)
+def _place(
+    times: Int64s,
+    codes: Int32s,
+    exchanges: list[str],
+    rules: Rules,
+    open_hours: Mapping[str, Calendar | None],
+) -> tuple[Int32s, Flags | None]:
+    """Give each row its session, and tell which rows are out of session."""
+    if len(exchanges) == 1:
+        return _place_one(times, exchanges[0], rules, open_hours)
+    n = len(times)
+    days, outside = np.zeros(n, np.int32), np.zeros(n, np.bool_)
+    for code, exchange in enumerate(exchanges):
+        own = codes == code
+        days[own], strange = _place_one(times[own], exchange, rules, open_hours)
+        if strange is not None:
+            outside[own] = strange
+    return days, outside if outside.any() else None
 
 
-@lru_cache(maxsize=1 << 16)
-def _utc_offset_s(zone: str, quarter: int) -> int:
-    moment = _EPOCH + timedelta(seconds=quarter * _QUARTER_S)
-    offset = moment.astimezone(ZoneInfo(zone)).utcoffset() or timedelta()
-    return int(offset.total_seconds())
+def _place_one(
+    times: Int64s, exchange: str, rules: Rules, open_hours: Mapping[str, Calendar | None]
+) -> tuple[Int32s, Flags | None]:
+    calendar = open_hours.get(exchange)
+    if calendar is None:
+        return local_dates(times, rules.zones.get(exchange, "UTC")), None
+    return calendar.place(times, rules.session_margin_ms * 1_000_000)
+
+
+def _of(codes: Int32s, exchanges: list[str], names: frozenset[str]) -> Flags:
+    """Which rows are of one of the exchanges in `names`."""
+    return np.isin(codes, [i for i, name in enumerate(exchanges) if name in names])
 
 
 def _starts(codes: npt.NDArray[np.integer]) -> npt.NDArray[np.intp]:

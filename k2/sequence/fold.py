@@ -1,4 +1,4 @@
-"""The fold of one symbol's rows into its state.
+"""The fold of one counter's rows into its state.
 
 Rows are folded in runs (same session, strictly increasing): a long run costs numpy time, so that
 a replayed topic is not paid for row by row; a short one is folded row by row. Both ways give the
@@ -8,17 +8,21 @@ same, which a property test holds.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
 
+from k2.calendars import Calendar
 from k2.schemas import VERDICTS
-from k2.sequence.state import Chain, Gap, Rules, SymbolState
+from k2.sequence.ledger import Change, Ledger
+from k2.sequence.rows import Rows
+from k2.sequence.rules import Rules
+from k2.sequence.runs import extend_outside, extend_repeated
+from k2.sequence.state import INT64_MAX, Chain, Gap, Interval, Memory, Run, SymbolState
 
-__all__ = ["EARLIER_MAX", "OK", "Rows", "fold"]
+__all__ = ["EARLIER_MAX", "OK", "fold"]
 
 FIRST, OK, GAP, LATE, RESET, DUPLICATE = range(len(VERDICTS))
 
@@ -27,78 +31,83 @@ EARLIER_MAX = 4
 #: Below this many rows a run is cheaper row by row than through numpy.
 RUN_ROWS_MIN = 32
 
-_INT64_MAX = 2**63 - 1
-_interval_first = itemgetter(0)
+_first = itemgetter(0)
 
 Int64s = npt.NDArray[np.int64]
-Int32s = npt.NDArray[np.int32]
 Verdicts = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """n rows in offset order, none of them replayed; times in ns, sessions in days."""
-
-    sequences: Int64s
-    times: Int64s
-    sessions: Int32s
-    offsets: Int64s
-
-    def __getitem__(self, own: slice | Int64s) -> Rows:
-        """Some of the rows."""
-        return Rows(self.sequences[own], self.times[own], self.sessions[own], self.offsets[own])
-
-
 def fold(
-    state: SymbolState | None, key: tuple[str, str], rows: Rows, rules: Rules
-) -> tuple[Verdicts, list[Gap], SymbolState]:
-    """Fold one symbol's n >= 1 rows into its state.
+    state: SymbolState | None,
+    key: tuple[str, str],
+    rows: Rows,
+    rules: Rules,
+    stream: str,
+    calendar: Calendar | None,
+) -> tuple[Verdicts, list[Change], SymbolState]:
+    """Fold one counter's n >= 1 rows into its state.
 
     Args:
-        state: before the rows; None if the symbol was never seen. Not changed.
-        key: (exchange, symbol), for the gaps found.
-        rules: reset window and bound of the open gaps.
+        state: before the rows; None if the counter was never seen.
+        key: (exchange, symbol), for the ledger.
+        rules: reset window, bound of the open gaps, limits of severity.
+        stream: topic and partition, for the ledger.
+        calendar: the exchange's, if it has one.
 
     Returns:
-        n verdicts, the gaps found in row order, and the state after the rows.
+        n verdicts, the changes of the ledger in no order, and the state after the rows.
     """
-    folding = _Fold(state, key, rows, rules)
-    return folding.verdicts, folding.found, folding.state
+    folding = _Fold(state, rows, rules, Ledger(stream, key, rules), calendar)
+    return folding.verdicts, folding.ledger.changes, folding.memory.pack()
 
 
 class _Fold:
     """One run of `fold`; a row is named by its index in the arrays."""
 
     def __init__(
-        self, state: SymbolState | None, key: tuple[str, str], rows: Rows, rules: Rules
+        self,
+        state: SymbolState | None,
+        rows: Rows,
+        rules: Rules,
+        ledger: Ledger,
+        calendar: Calendar | None,
     ) -> None:
-        self.key, self.rules = key, rules
+        self.rules, self.ledger, self.calendar = rules, ledger, calendar
         self.window_ns = rules.reset_window_ms * 1_000_000
+        self.rows = rows
         self.sequences, self.times = rows.sequences, rows.times
         self.sessions, self.offsets = rows.sessions, rows.offsets
-        self.found: list[Gap] = []
         self.verdicts = np.empty(len(rows.sequences), np.uint8)
-        begin = 0
+        #: Gaps that were filled in part, by what names them, with the row that did it last.
+        self.progress: dict[tuple[int, int, int], tuple[Gap, int]] = {}
         if state is None:
             self.verdicts[0] = FIRST
-            first = int(rows.sequences[0])
-            self.state = SymbolState(
-                first,
-                first,
-                Chain.unseen_below(first),
-                session=int(rows.sessions[0]),
-                last_ts=int(rows.times[0]),
-                offset=int(rows.offsets[0]),
-            )
-            begin = 1
+            self.memory = Memory(int(rows.sessions[0]), self._begin(0), int(rows.offsets[0]))
         else:
-            self.state = state.copy()
-        self._runs(begin)
+            self.memory = state.unpack()
+        memory = self.memory
+        self._runs(int(state is None))
+        for gap, row in self.progress.values():
+            ledger.gap(gap, "partly_filled", int(self.offsets[row]))
+        memory.repeated = extend_repeated(memory.repeated, rows, self.verdicts, ledger)
+        memory.outside = extend_outside(memory.outside, rows, self.verdicts, ledger)
         self._count()
+
+    def _count(self) -> None:
+        memory, counts = self.memory, np.bincount(self.verdicts, minlength=len(VERDICTS)).tolist()
+        memory.offset = int(self.offsets[-1])
+        memory.rows += len(self.verdicts)
+        memory.gaps_found += counts[GAP]
+        memory.late += counts[LATE]
+        memory.duplicates += counts[DUPLICATE]
+        memory.resets += counts[RESET]
 
     def _runs(self, begin: int) -> None:
         seq, days = self.sequences[begin:], self.sessions[begin:]
         broken = (days[1:] != days[:-1]) | (seq[1:] <= seq[:-1])
+        if self.rows.outside is not None:
+            outside = self.rows.outside[begin:]
+            broken |= outside[1:] != outside[:-1]
         starts = [begin, *(np.flatnonzero(broken) + (begin + 1)).tolist(), len(self.sequences)]
         lists: tuple[list[int], list[int], list[int]] | None = None
         for a, b in pairwise(starts):
@@ -110,93 +119,149 @@ class _Fold:
             for row in range(a, b):
                 self.verdicts[row] = self._row(row, lists[0][row], lists[1][row], lists[2][row])
 
-    def _count(self) -> None:
-        state, counts = self.state, np.bincount(self.verdicts, minlength=len(VERDICTS)).tolist()
-        state.offset = int(self.offsets[-1])
-        state.rows += len(self.verdicts)
-        state.gaps_found += counts[GAP]
-        state.late += counts[LATE]
-        state.duplicates += counts[DUPLICATE]
-        state.resets += counts[RESET]
-
     # One row.
 
     def _row(self, row: int, seq: int, ts: int, session: int) -> int:
-        state = self.state
-        if session > state.session:
-            former = Chain(state.first, state.last, state.gaps, state.forgotten_through)
-            self._keep(state.session, former)
-            state.session = session
-            return self._restart(seq, ts)
+        if self._advances(row, session):
+            # Records before the session's margin may have begun its chain.
+            begun = self.memory.earlier.pop(session, None)
+            self._keep(self.memory.session, self.memory.chain, row)
+            self.memory.session = session
+            self.memory.chain = begun or self._begin(row)
+            if begun is None:
+                return RESET
         chain = self._chain(session)
         if chain is None:
             # A session never heard of, or too long ago: nothing proves that the row was seen.
-            self._keep(session, Chain(seq, seq, Chain.unseen_below(seq)))
+            self._keep(session, self._begin(row), row)
             return LATE
         if seq > chain.last:
-            verdict = OK if seq == chain.last + 1 else self._open(chain, row, seq, ts, session)
-            chain.last = seq
-            if chain is state:
-                state.last_ts = ts
+            verdict = OK if seq == chain.last + 1 else self._open(chain, row, seq, ts)
+            chain.last, chain.last_ts, chain.last_offset = seq, ts, int(self.offsets[row])
             return verdict
-        at = bisect_right(chain.gaps, seq, key=_interval_first) - 1
-        unseen = at >= 0 and seq <= chain.gaps[at][1]
-        fell = chain is state and seq * 2 < chain.last and ts - state.last_ts > self.window_ns
+        place = _find(chain.gaps, seq)
         # What is missing is waited for; what was before the first row is not.
-        if fell and not (unseen and seq > chain.first):
-            return self._restart(seq, ts)
-        if unseen:
-            self._fill(chain, at, seq)
+        awaited = place is not None and seq > chain.first
+        if chain is self.memory.chain and not awaited and self._fell(chain, seq, ts):
+            self._restart(row, seq, ts)
+            return RESET
+        if place is not None:
+            self._fill(chain, *place, seq, row)
             return LATE
         # Forgotten gaps are not provably seen, and a row twice is better than a row lost.
         if chain.forgotten_through is not None and seq <= chain.forgotten_through:
             return LATE
         return DUPLICATE
 
+    def _begin(self, row: int) -> Chain:
+        return Chain.begin(int(self.sequences[row]), int(self.times[row]), int(self.offsets[row]))
+
+    def _advances(self, row: int, session: int) -> bool:
+        """Whether the row begins a new session; one at an odd hour does not."""
+        outside = self.rows.outside
+        return session > self.memory.session and (outside is None or not outside[row])
+
     def _chain(self, session: int) -> Chain | None:
-        return self.state if session == self.state.session else self.state.earlier.get(session)
+        return (
+            self.memory.chain
+            if session == self.memory.session
+            else self.memory.earlier.get(session)
+        )
 
-    def _keep(self, session: int, chain: Chain) -> None:
-        earlier = self.state.earlier
-        earlier[session] = chain
-        if len(earlier) > EARLIER_MAX:
-            del earlier[min(earlier)]  # may be the one just added: it is then too old to keep
+    def _keep(self, session: int, chain: Chain, row: int) -> None:
+        self.memory.earlier[session] = chain
+        if len(self.memory.earlier) > EARLIER_MAX:
+            # It may be the one just added: it is then too old to keep.
+            for gap in self.memory.earlier.pop(min(self.memory.earlier)).gaps:
+                self._forget(gap, row)
 
-    def _restart(self, seq: int, ts: int) -> int:
-        state = self.state
-        state.first, state.last, state.last_ts = seq, seq, ts
-        state.gaps, state.forgotten_through = Chain.unseen_below(seq), None
-        return RESET
+    def _fell(self, chain: Chain, seq: int, ts: int) -> bool:
+        return seq * 2 < chain.last and ts - chain.last_ts > self.window_ns
 
-    def _open(self, chain: Chain, row: int, seq: int, ts: int, session: int) -> int:
+    def _restart(self, row: int, seq: int, ts: int) -> None:
+        """Begin the session's sequence again, which no new session explains."""
+        former, day, offset = self.memory.chain, int(self.rows.days[row]), int(self.offsets[row])
+        opens = self.calendar.open_of(day) if self.calendar else None
+        self.ledger.reset(
+            Run(
+                day,
+                seq,
+                former.last,
+                1,
+                former.last_offset,
+                former.last_ts,
+                int(self.rows.received[row]),
+                offset,
+                ts,
+            ),
+            at_start=opens is not None and ts < opens,
+        )
+        for gap in former.gaps:
+            self._forget(gap, row)
+        self.memory.chain = self._begin(row)
+
+    def _open(self, chain: Chain, row: int, seq: int, ts: int) -> int:
         first, last = chain.last + 1, seq - 1
-        self.found.append(Gap(*self.key, session, first, last, int(self.offsets[row]), ts))
+        gap = Gap(
+            first,
+            last,
+            ((first, last),),
+            int(self.rows.days[row]),
+            chain.last_offset,
+            chain.last_ts,
+            int(self.offsets[row]),
+            ts,
+            int(self.rows.received[row]),
+        )
+        self.ledger.gap(gap, "open", gap.offset)
         # orjson holds 64 bits, and one absurd sequence must not stop the worker.
-        self.state.missing = min(self.state.missing + last - first + 1, _INT64_MAX)
-        chain.gaps.append((first, last))
-        self._bound(chain)
+        self.memory.missing = min(self.memory.missing + last - first + 1, INT64_MAX)
+        chain.gaps.append(gap)
+        chain.width += 1
+        self._bound(chain, row)
         return GAP
 
-    def _fill(self, chain: Chain, at: int, seq: int) -> None:
-        first, last = chain.gaps[at]
-        parts = ((first, seq - 1), (seq + 1, last))
-        chain.gaps[at : at + 1] = [part for part in parts if part[0] <= part[1]]
-        self._bound(chain)
+    def _fill(self, chain: Chain, at: int, part: int, seq: int, row: int) -> None:
+        missing = chain.gaps[at].missing
+        first, last = missing[part]
+        parts = tuple(p for p in ((first, seq - 1), (seq + 1, last)) if p[0] <= p[1])
+        self._filled(chain, at, (*missing[:part], *parts, *missing[part + 1 :]), row)
+        self._bound(chain, row)
 
-    def _bound(self, chain: Chain) -> None:
-        surplus = len(chain.gaps) - self.rules.gaps_open_max
-        if surplus > 0:
-            # The lowest are the oldest; all that remain lie above them.
-            forgotten = chain.gaps[:surplus]
-            chain.forgotten_through = forgotten[-1][1]
-            self.state.gaps_forgotten += sum(last > chain.first for _, last in forgotten)
-            del chain.gaps[:surplus]
+    def _filled(self, chain: Chain, at: int, missing: tuple[Interval, ...], row: int) -> None:
+        """Some of the gap came, last of it with the row; `missing` is what did not."""
+        received = int(self.rows.received[row]) if chain.gaps[at].reported else None
+        chain.width += len(missing) - len(chain.gaps[at].missing)
+        gap = chain.gaps[at]._replace(missing=missing, filled_at=received)
+        if missing:
+            chain.gaps[at] = gap
+            if gap.reported:
+                self.progress[_name(gap)] = gap, row
+        else:
+            del chain.gaps[at]
+            if gap.reported:
+                self.progress.pop(_name(gap), None)
+                self.ledger.gap(gap, "filled", int(self.offsets[row]))
 
-    # One run of rows a..b-1: same session, strictly increasing.
+    def _forget(self, gap: Gap, row: int) -> None:
+        if gap.reported:
+            self.progress.pop(_name(gap), None)
+            self.ledger.gap(gap, "forgotten", int(self.offsets[row]))
+            self.memory.gaps_forgotten += 1
+
+    def _bound(self, chain: Chain, row: int) -> None:
+        while chain.width > self.rules.gaps_open_max:
+            # The lowest is the oldest; all that remain lie above it.
+            gap = chain.gaps.pop(0)
+            chain.width -= len(gap.missing)
+            chain.forgotten_through = gap.missing[-1][1]
+            self._forget(gap, row)
+
+    # One run of rows a..b-1: same session, strictly increasing, all in or all out of session.
 
     def _run(self, a: int, b: int) -> None:
         session = int(self.sessions[a])
-        if session > self.state.session or self._chain(session) is None:
+        if self._advances(a, session) or self._chain(session) is None:
             self._one(a)  # begins a chain, which the rest of the run continues
             a += 1
         chain = self._chain(session)
@@ -205,59 +270,82 @@ class _Fold:
             return
         known = a + int(np.searchsorted(self.sequences[a:b], chain.last, side="right"))
         done = self._revisit(chain, a, known)
-        if done < known:
-            self._one(done)  # a reset; the rest of the run lies above it
-            done += 1
-        self._advance(chain, done, b, session)
+        chain = self._chain(session)  # another one, if a row of the run was a reset
+        assert chain is not None
+        self._advance(chain, done, b)
 
-    def _one(self, row: int) -> None:
+    def _one(self, row: int) -> int:
         seq, ts = int(self.sequences[row]), int(self.times[row])
-        self.verdicts[row] = self._row(row, seq, ts, int(self.sessions[row]))
+        verdict = self._row(row, seq, ts, int(self.sessions[row]))
+        self.verdicts[row] = verdict
+        return verdict
 
     def _revisit(self, chain: Chain, a: int, b: int) -> int:
-        """Judge rows at or below `chain.last`; return the row that resets the chain, else b."""
+        """Judge rows at or below `chain.last`, up to a reset; return the first that is not."""
         if a == b:
             return b
         seq = self.sequences[a:b]
         late = np.zeros(b - a, np.bool_)
-        firsts, lasts = np.array(chain.gaps, np.int64).reshape(-1, 2).T
-        # Filling changes no other row's answer (a run has no value twice), and what is forgotten
-        # meanwhile lies below the row at hand: the gaps as they are now answer for the whole run.
+        intervals = [interval for gap in chain.gaps for interval in gap.missing]
+        firsts, lasts = np.array(intervals, np.int64).reshape(-1, 2).T
+        # Filling changes no other row's answer: a run has no value twice.
         at = np.searchsorted(firsts, seq, side="right") - 1
         if len(firsts):
             late = (at >= 0) & (seq <= lasts[at])
-        if chain is self.state:
+        if late.any() and self._meets_bound(seq[late], at[late], firsts, lasts):
+            # What is forgotten on the way depends on the order of rows, and so do their verdicts.
+            for row in range(a, b):
+                if self._one(row) == RESET:
+                    return row + 1
+            return b
+        fallen = False
+        if chain is self.memory.chain:
             fell = (seq <= (chain.last - 1) // 2) & ~(late & (seq > chain.first))
-            fell &= self.times[a:b] > self.state.last_ts + self.window_ns
-            if fell.any():
+            fell &= self.times[a:b] > chain.last_ts + self.window_ns
+            fallen = bool(fell.any())
+            if fallen:
                 b = a + int(fell.argmax())
-                seq, late, at = seq[: b - a], late[: b - a], at[: b - a]
+                seq, late = seq[: b - a], late[: b - a]
         unproven = late
         if chain.forgotten_through is not None:
             unproven = late | (seq <= chain.forgotten_through)
         self.verdicts[a:b] = np.where(unproven, LATE, DUPLICATE)
         if late.any():
-            self._fill_many(chain, seq[late], at[late], firsts, lasts)
-        return b
+            self._fill_many(chain, a + np.flatnonzero(late), firsts, lasts)
+        if not fallen:
+            return b
+        self._one(b)  # a reset; the rest of the run lies above it
+        return b + 1
 
-    def _fill_many(
-        self, chain: Chain, seq: Int64s, at: npt.NDArray[np.intp], firsts: Int64s, lasts: Int64s
-    ) -> None:
+    def _meets_bound(
+        self, seq: Int64s, at: npt.NDArray[np.intp], firsts: Int64s, lasts: Int64s
+    ) -> bool:
+        """Whether there are too many intervals at some time while `seq` fill them one by one."""
         left = seq != firsts[at]
         left[1:] &= seq[1:] != seq[:-1] + 1
         grown = left.astype(np.int64) + (seq != lasts[at]) - 1
-        if len(firsts) + int(np.cumsum(grown).max()) > self.rules.gaps_open_max:
-            # The bound is met on the way: what is forgotten then depends on the order of rows.
-            for value in seq.tolist():
-                place = bisect_right(chain.gaps, value, key=_interval_first) - 1
-                self._fill(chain, place, value)
-            return
+        return len(firsts) + int(np.cumsum(grown).max()) > self.rules.gaps_open_max
+
+    def _fill_many(
+        self, chain: Chain, rows: npt.NDArray[np.intp], firsts: Int64s, lasts: Int64s
+    ) -> None:
+        """Fill with rows of missing sequences what the intervals firsts..lasts miss."""
+        seq = self.sequences[rows]
         begins = np.sort(np.concatenate((firsts, seq + 1)))
         ends = np.sort(np.concatenate((lasts, seq - 1)))
         some = begins <= ends
-        chain.gaps = list(zip(begins[some].tolist(), ends[some].tolist(), strict=True))
+        begins, ends = begins[some], ends[some]
+        gaps = np.array([gap.first for gap in chain.gaps], np.int64)
+        # Upwards each gap's intervals and rows stand together, since no interval spans two gaps.
+        owners = np.searchsorted(gaps, seq, side="right") - 1
+        lives = np.searchsorted(gaps, begins, side="right") - 1
+        for at in np.unique(owners)[::-1].tolist():
+            low, high = np.searchsorted(lives, [at, at + 1]).tolist()
+            missing = tuple(zip(begins[low:high].tolist(), ends[low:high].tolist(), strict=True))
+            row = int(rows[np.searchsorted(owners, at, side="right") - 1])
+            self._filled(chain, at, missing, row)
 
-    def _advance(self, chain: Chain, a: int, b: int, session: int) -> None:
+    def _advance(self, chain: Chain, a: int, b: int) -> None:
         """Judge rows above `chain.last`."""
         if a == b:
             return
@@ -268,8 +356,26 @@ class _Fold:
         self.verdicts[a:b] = np.where(skipped, GAP, OK)
         for i in np.flatnonzero(skipped).tolist():
             if i:
-                chain.last = int(seq[i - 1])
-            self._open(chain, a + i, int(seq[i]), int(self.times[a + i]), session)
-        chain.last = int(seq[-1])
-        if chain is self.state:
-            self.state.last_ts = int(self.times[b - 1])
+                self._reach(chain, a + i - 1)
+            self._open(chain, a + i, int(seq[i]), int(self.times[a + i]))
+        self._reach(chain, b - 1)
+
+    def _reach(self, chain: Chain, row: int) -> None:
+        chain.last, chain.last_ts = int(self.sequences[row]), int(self.times[row])
+        chain.last_offset = int(self.offsets[row])
+
+
+def _find(gaps: list[Gap], seq: int) -> Interval | None:
+    """Return (index of the gap, index of its interval) that misses `seq`."""
+    at = bisect_right(gaps, seq, key=_first) - 1
+    if at < 0 or seq > gaps[at].last:
+        return None
+    missing = gaps[at].missing
+    part = bisect_right(missing, seq, key=_first) - 1
+    if part < 0 or seq > missing[part][1]:
+        return None
+    return at, part
+
+
+def _name(gap: Gap) -> tuple[int, int, int]:
+    return gap.session, gap.first, gap.offset

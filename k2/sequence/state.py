@@ -1,78 +1,135 @@
-"""What is remembered of a symbol's sequences, and what the check reports of them.
+"""What is remembered of a counter's sequences.
 
-A chain is the sequence of one session: the highest number seen and the intervals still missing
-below it.
+States are kept packed, as the bytes that are stored: 20,000 of them are turned into columns at
+once, cost the garbage collector nothing, and are checkpointed as they are. Only where a sequence
+does not simply continue is a state unpacked, into a `Memory`.
+
+A chain is the sequence of one session: the highest number seen, and the gaps still open below it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
 
-__all__ = ["INT64_MIN", "Chain", "Gap", "Rules", "SymbolState"]
+__all__ = [
+    "HEADER",
+    "HEADER_BYTES",
+    "INT64_MAX",
+    "INT64_MIN",
+    "Chain",
+    "Gap",
+    "Interval",
+    "Memory",
+    "Run",
+    "SymbolState",
+]
 
-INT64_MIN = -(2**63)
+#: What every row changes, or the check asks of every symbol: the packed state's first bytes.
+HEADER = np.dtype(
+    [
+        ("form", "<i4"),  # _FORM
+        ("outside", "<i4"),  # 1 if the last row was out of session
+        ("session", "<i8"),  # days since the epoch; 0 where sequences never start again
+        ("first", "<i8"),
+        ("last", "<i8"),
+        ("last_ts", "<i8"),
+        ("last_offset", "<i8"),
+        ("offset", "<i8"),  # applied through this Kafka offset, inclusive
+        ("rows", "<i8"),
+    ]
+)
+HEADER_BYTES = HEADER.itemsize
+#: Another number with each change of the form.
+_FORM = 2
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+
+Interval = tuple[int, int]  # inclusive
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What the check needs of the settings; exchanges absent from `zones` trade in UTC dates."""
+class Gap(NamedTuple):
+    """Sequences `first`..`last` were skipped by the record at `offset`; some may have come since.
 
-    zones: dict[str, str] = field(default_factory=dict)
-    reset_window_ms: int = 60_000
-    gaps_open_max: int = 1000
+    What lies below a chain's first row is such an interval too, with `offset` -1: a row of it was
+    not seen, but nothing says that it is missing, and the ledger does not hear of it.
+    """
 
-    def __post_init__(self) -> None:
-        if self.gaps_open_max < 1:
-            raise ValueError(f"gaps_open_max: {self.gaps_open_max} < 1")
+    first: int
+    last: int
+    missing: tuple[Interval, ...]  # what has not come: ascending, disjoint, not empty
+    session: int = 0  # days since the epoch
+    from_offset: int = -1  # of the record before the gap: its sequence is `first` - 1
+    from_ts: int = 0  # ns, its ts_event
+    offset: int = -1
+    ts: int = 0  # ns, ts_event of the record at `offset`
+    seen_at: int = 0  # ns, its ts_recv
+    filled_at: int | None = None  # ns, ts_recv of the newest record that filled some of it
+
+    @property
+    def reported(self) -> bool:
+        return self.offset >= 0
 
 
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """Sequences `missing_first`..`missing_last` (inclusive) were skipped by the row at `offset`."""
+class Run(NamedTuple):
+    """Records of one kind and session that followed each other; offsets and times are theirs."""
 
-    exchange: str
-    symbol: str
-    session: int  # days since the epoch, in the exchange's zone
-    missing_first: int
-    missing_last: int
-    offset: int
-    ts_event: int  # ns since the epoch, UTC
+    session: int
+    first: int  # lowest sequence
+    last: int  # highest sequence
+    records: int
+    from_offset: int
+    from_ts: int
+    seen_at: int  # ns, ts_recv of the first
+    to_offset: int
+    to_ts: int
 
 
 @dataclass(slots=True)
 class Chain:
     """What was seen of one session.
 
-    `gaps` are the sequences not seen below `last`: inclusive, ascending, disjoint intervals. Those
-    below `first`, the chain's first row, are not known to be missing, but a row of them was not
-    seen either. At or below `forgotten_through` it can no longer be proven that one was.
+    `gaps` are what was not seen below `last`, ascending and disjoint. At or below
+    `forgotten_through` it can no longer be proven that a row was seen.
     """
 
     first: int
     last: int
-    gaps: list[tuple[int, int]]
+    last_ts: int  # ns, ts_event of the row that set `last`
+    last_offset: int  # of that row
+    gaps: list[Gap]
     forgotten_through: int | None = None
+    width: int = field(init=False, compare=False)  # intervals in all gaps: what is bounded
+
+    def __post_init__(self) -> None:
+        self.width = sum(len(gap.missing) for gap in self.gaps)
+
+    @classmethod
+    def begin(cls, seq: int, ts: int, offset: int) -> Chain:
+        return cls(seq, seq, ts, offset, cls.unseen_below(seq))
 
     @staticmethod
-    def unseen_below(first: int) -> list[tuple[int, int]]:
+    def unseen_below(first: int) -> list[Gap]:
         """The gaps of a chain that begins at `first`."""
-        return [(INT64_MIN, first - 1)] if first > INT64_MIN else []
+        if first == INT64_MIN:
+            return []
+        return [Gap(INT64_MIN, first - 1, ((INT64_MIN, first - 1),))]
 
 
-@dataclass(slots=True, kw_only=True)
-class SymbolState(Chain):
-    """The newest session's chain, a few former ones, and counters since the start.
+@dataclass(slots=True)
+class Memory:
+    """A state unpacked: the newest session's chain, a few former ones, and counters."""
 
-    Treat a state as a value: `check` returns new ones, which may share lists with the old.
-    """
-
-    session: int  # days since the epoch, in the exchange's zone
-    last_ts: int  # ns, ts_event of the row that set `last`
+    session: int  # days since the epoch; 0 where sequences never start again
+    chain: Chain
     offset: int  # applied through this Kafka offset, inclusive
-    earlier: dict[int, Chain] = field(default_factory=dict)
     rows: int = 0
+    earlier: dict[int, Chain] = field(default_factory=dict)  # by session
+    repeated: Run | None = None  # the run of duplicates that the next one may continue
+    outside: Run | None = None  # the run of records out of session, if the last row was one
     gaps_found: int = 0
     missing: int = 0  # sequences in all gaps found; saturates at 2**63 - 1
     late: int = 0
@@ -80,52 +137,83 @@ class SymbolState(Chain):
     resets: int = 0
     gaps_forgotten: int = 0
 
-    def to_bytes(self) -> bytes:
-        """Serialise as a JSON array; `from_bytes` is the inverse."""
-        earlier = [(session, *_flat(chain)) for session, chain in sorted(self.earlier.items())]
-        counters = (self.rows, self.gaps_found, self.missing, self.late, self.duplicates)
+    def pack(self) -> SymbolState:
+        """Return the state as it is kept and stored."""
+        chain = self.chain
+        place = (chain.first, chain.last, chain.last_ts, chain.last_offset)
+        own = (_FORM, self.outside is not None, self.session, *place, self.offset, self.rows)
+        header = np.array(own, HEADER).tobytes()
+        earlier = [(day, *_flat(former)) for day, former in sorted(self.earlier.items())]
+        runs = [run and tuple(run) for run in (self.repeated, self.outside)]
+        counters = (self.gaps_found, self.missing, self.late, self.duplicates)
         more = (self.resets, self.gaps_forgotten)
-        place = (self.session, self.last_ts, self.offset)
-        return orjson.dumps((*_flat(self), *place, earlier, *counters, *more))
+        if not (any(counters) or any(more) or any(runs) or earlier):
+            return SymbolState(header)
+        gaps = [_flat_gap(gap) for gap in chain.gaps]
+        rest = (gaps, chain.forgotten_through, earlier, *runs, *counters, *more)
+        return SymbolState(header + orjson.dumps(rest))
+
+
+class SymbolState(bytes):
+    """A state packed: `HEADER`, then a JSON array, absent while all rows simply continued."""
+
+    __slots__ = ()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> SymbolState:
-        """Restore what `to_bytes` wrote.
+        """Take what was stored.
 
         Raises:
-            ValueError: `data` is not such an array.
+            ValueError: `data` is of another form.
         """
-        first, last, gaps, forgotten, session, last_ts, offset, *more = orjson.loads(data)
-        earlier, rows, gaps_found, missing, late, duplicates, resets, gaps_forgotten = more
-        return cls(
-            first,
-            last,
-            [(a, b) for a, b in gaps],
-            forgotten,
-            session=session,
-            last_ts=last_ts,
-            offset=offset,
-            earlier={
-                former: Chain(begin, end, [(a, b) for a, b in unseen], through)
-                for former, begin, end, unseen, through in earlier
-            },
-            rows=rows,
-            gaps_found=gaps_found,
-            missing=missing,
-            late=late,
-            duplicates=duplicates,
-            resets=resets,
-            gaps_forgotten=gaps_forgotten,
-        )
+        if len(data) < HEADER_BYTES or np.frombuffer(data, HEADER, 1)["form"][0] != _FORM:
+            raise ValueError(f"no sequence state of form {_FORM}: {bytes(data[:HEADER_BYTES])!r}")
+        return cls(data)
 
-    def copy(self) -> SymbolState:
-        """Copy deeply enough that changing the copy leaves this one as it is."""
-        earlier = {
-            session: replace(chain, gaps=chain.gaps.copy())
-            for session, chain in self.earlier.items()
-        }
-        return replace(self, gaps=self.gaps.copy(), earlier=earlier)
+    @property
+    def offset(self) -> int:
+        """Applied through this Kafka offset, inclusive."""
+        return int(np.frombuffer(self, HEADER, 1)["offset"][0])
+
+    def at(self, offset: int) -> SymbolState:
+        """The same state, applied through another offset: of another log."""
+        header = np.frombuffer(self, HEADER, 1).copy()
+        header["offset"] = offset
+        return SymbolState(header.tobytes() + self[HEADER_BYTES:])
+
+    def unpack(self) -> Memory:
+        """Return a copy to work on."""
+        header = np.frombuffer(self, HEADER, 1)[0].tolist()
+        _, _, session, first, last, last_ts, last_offset, offset, rows = header
+        place = (first, last, last_ts, last_offset)
+        if len(self) == HEADER_BYTES:
+            return Memory(session, Chain(*place, Chain.unseen_below(first)), offset, rows)
+        gaps, forgotten, earlier, *runs, a, b, c, d, e, f = orjson.loads(self[HEADER_BYTES:])
+        repeated, outside = (run and Run(*run) for run in runs)
+        former = {day: _chain(*chain) for day, *chain in earlier}
+        chain = _chain(*place, gaps, forgotten)
+        return Memory(session, chain, offset, rows, former, repeated, outside, a, b, c, d, e, f)
 
 
-def _flat(chain: Chain) -> tuple[int, int, list[tuple[int, int]], int | None]:
-    return chain.first, chain.last, chain.gaps, chain.forgotten_through
+def _flat(chain: Chain) -> tuple[Any, ...]:
+    gaps = [_flat_gap(gap) for gap in chain.gaps]
+    place = (chain.first, chain.last, chain.last_ts, chain.last_offset)
+    return (*place, gaps, chain.forgotten_through)
+
+
+def _flat_gap(gap: Gap) -> tuple[Any, ...]:
+    """A gap's bounds are not said twice: untouched, `missing` is 0, and with no record, no more."""
+    whole = gap.missing == ((gap.first, gap.last),)
+    missing = 0 if whole else gap.missing
+    return (gap.first, gap.last, missing, *(gap[3:] if gap.reported else ()))
+
+
+def _gap(first: int, last: int, missing: Any, *record: Any) -> Gap:
+    intervals = tuple((a, b) for a, b in missing) if missing else ((first, last),)
+    return Gap(first, last, intervals, *record)
+
+
+def _chain(
+    first: int, last: int, ts: int, offset: int, gaps: list[list[Any]], forgotten: int | None
+) -> Chain:
+    return Chain(first, last, ts, offset, [_gap(*gap) for gap in gaps], forgotten)

@@ -10,13 +10,13 @@ import orjson
 import pytest
 
 from k2.lake.offsets import Source
-from k2.sequence import SymbolState
+from k2.sequence import Chain, Memory, SymbolState
 
 SOURCE = Source("c", "market.trades.sim", 2)
 
 
 def state(last: int) -> SymbolState:
-    return SymbolState(1, last, [], 0, session=1, last_ts=last, offset=last)
+    return Memory(1, Chain(1, last, last, last, []), offset=last).pack()
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def put(sequences: Any, epoch: str, watermark: int | None, missing: int = 0, **l
     """Write an epoch; its watermark says that there are `missing` more symbols."""
     for symbol, last in lasts.items():
         key = orjson.dumps((*SOURCE, epoch, "SIM", symbol.replace("_", "/")))
-        sequences.table[key] = state(last).to_bytes()
+        sequences.table[key] = bytes(state(last))
     if watermark is not None:
         mark = orjson.dumps((watermark, len(lasts) + missing))
         sequences.table[orjson.dumps((*SOURCE, epoch))] = mark
