@@ -133,14 +133,17 @@ def check(
     if keys:
         verdicts[by_key] = OK
         plain = _settle(rows, by_key, starts, keys, before, headers, after)
+        counts = np.diff(starts, append=len(by_key))
+        others = by_key[np.repeat(~plain, counts)]
+        strange, judged, b = rows[others], np.empty(len(others), np.uint8), 0
         for i in np.flatnonzero(~plain).tolist():
-            own = by_key[starts[i] : starts[i + 1] if i + 1 < len(starts) else None]
-            state = None if before[i] is _UNSEEN else before[i]
-            hours = open_hours.get(keys[i][0])
-            verdicts[own], found, after[keys[i]] = fold(
-                state, keys[i], rows[own], rules, stream, hours
+            a, b = b, b + int(counts[i])
+            state, hours = before[i], open_hours.get(keys[i][0])
+            judged[a:b], found, after[keys[i]] = fold(
+                None if state is _UNSEEN else state, keys[i], strange[a:b], rules, stream, hours
             )
             changes += found
+        verdicts[others] = judged
     changes.sort(key=order)
     return Checked(verdicts, days, changes, after, replayed)
 

@@ -85,16 +85,24 @@ class _Fold:
             self.memory = Memory(int(rows.sessions[0]), self._begin(0), int(rows.offsets[0]))
         else:
             self.memory = state.unpack()
-        memory = self.memory
-        self._runs(int(state is None))
+        begin = int(state is None)
+        if len(rows.sequences) - begin < RUN_ROWS_MIN:
+            self._each(begin, len(rows.sequences))
+        else:
+            self._runs(begin)
         for gap, row in self.progress.values():
             ledger.gap(gap, "partly_filled", int(self.offsets[row]))
-        memory.repeated = extend_repeated(memory.repeated, rows, self.verdicts, ledger)
-        memory.outside = extend_outside(memory.outside, rows, self.verdicts, ledger)
-        self._count()
+        self._end()
 
-    def _count(self) -> None:
+    def _end(self) -> None:
+        """What is known of the rows together."""
         memory, counts = self.memory, np.bincount(self.verdicts, minlength=len(VERDICTS)).tolist()
+        if counts[DUPLICATE] or (counts[RESET] and memory.repeated is not None):
+            memory.repeated = extend_repeated(
+                memory.repeated, self.rows, self.verdicts, self.ledger
+            )
+        if self.rows.outside is not None or memory.outside is not None:
+            memory.outside = extend_outside(memory.outside, self.rows, self.verdicts, self.ledger)
         memory.offset = int(self.offsets[-1])
         memory.rows += len(self.verdicts)
         memory.gaps_found += counts[GAP]
@@ -108,16 +116,23 @@ class _Fold:
         if self.rows.outside is not None:
             outside = self.rows.outside[begin:]
             broken |= outside[1:] != outside[:-1]
-        starts = [begin, *(np.flatnonzero(broken) + (begin + 1)).tolist(), len(self.sequences)]
-        lists: tuple[list[int], list[int], list[int]] | None = None
-        for a, b in pairwise(starts):
+        runs = np.flatnonzero(broken) + (begin + 1)
+        # Short runs that stand together are folded together: interleaved feeds make many.
+        short = begin
+        for a, b in pairwise([begin, *runs.tolist(), len(self.sequences)]):
             if b - a >= RUN_ROWS_MIN:
+                self._each(short, a)
                 self._run(a, b)
-                continue
-            if lists is None:  # once a symbol, not once a run: interleaved feeds make short runs
-                lists = self.sequences.tolist(), self.times.tolist(), self.sessions.tolist()
-            for row in range(a, b):
-                self.verdicts[row] = self._row(row, lists[0][row], lists[1][row], lists[2][row])
+                short = b
+        self._each(short, len(self.sequences))
+
+    def _each(self, a: int, b: int) -> None:
+        """Judge rows a..b-1 one by one."""
+        if a == b:
+            return
+        columns = (self.sequences[a:b], self.times[a:b], self.sessions[a:b])
+        rows = zip(range(a, b), *(column.tolist() for column in columns), strict=True)
+        self.verdicts[a:b] = [self._row(*row) for row in rows]
 
     # One row.
 

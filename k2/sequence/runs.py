@@ -8,8 +8,6 @@ their session.
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import numpy.typing as npt
 
@@ -55,8 +53,6 @@ def extend_outside(
     run: Run | None, rows: Rows, verdicts: npt.NDArray[np.uint8], ledger: Ledger
 ) -> Run | None:
     """Note the runs out of session among one counter's rows, as `extend_repeated` does."""
-    if rows.outside is None and run is None:
-        return None
     # A table of trades has no duplicates, and a state made from it must know of the same runs.
     new = np.flatnonzero(verdicts != DUPLICATE)
     if not len(new):
@@ -86,18 +82,30 @@ def _note(
     Returns:
         The last run.
     """
-    for a, b in pairwise([0, *(np.flatnonzero(~follows) + 1).tolist(), len(places)]):
-        seq = rows.sequences[places[a:b]]
-        low, high, count = int(seq.min()), int(seq.max()), b - a
-        first, last = int(places[a]), int(places[b - 1])
-        if run is None:
-            seen = int(rows.received[first])
-            begin = (int(rows.offsets[first]), int(rows.times[first]), seen)
-        else:
-            low, high, count = min(low, run.first), max(high, run.last), count + run.records
-            begin = (run.from_offset, run.from_ts, run.seen_at)
-        end = (int(rows.offsets[last]), int(rows.times[last]))
-        run = Run(int(rows.days[places[a]]), low, high, count, *begin, *end)
-        ledger.run(kind, run)
-        last_run, run = run, None
-    return last_run
+    starts = np.concatenate(([0], np.flatnonzero(~follows) + 1))
+    first, last = places[starts], places[np.append(starts[1:], len(places)) - 1]
+    sequences = rows.sequences[places]
+    columns = (
+        rows.days[first],
+        np.minimum.reduceat(sequences, starts),
+        np.maximum.reduceat(sequences, starts),
+        np.diff(starts, append=len(places)),
+        rows.offsets[first],
+        rows.times[first],
+        rows.received[first],
+        rows.offsets[last],
+        rows.times[last],
+    )
+    for found in map(Run._make, zip(*(column.tolist() for column in columns), strict=True)):
+        newest = found
+        if run is not None:
+            newest = run._replace(
+                first=min(run.first, found.first),
+                last=max(run.last, found.last),
+                records=run.records + found.records,
+                to_offset=found.to_offset,
+                to_ts=found.to_ts,
+            )
+            run = None
+        ledger.run(kind, newest)
+    return newest

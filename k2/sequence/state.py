@@ -10,6 +10,7 @@ A chain is the sequence of one session: the highest number seen, and the gaps st
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +44,7 @@ HEADER = np.dtype(
     ]
 )
 HEADER_BYTES = HEADER.itemsize
+_HEADER = Struct("<2i7q")  # the same, of one state
 #: Another number with each change of the form.
 _FORM = 2
 
@@ -142,7 +144,7 @@ class Memory:
         chain = self.chain
         place = (chain.first, chain.last, chain.last_ts, chain.last_offset)
         own = (_FORM, self.outside is not None, self.session, *place, self.offset, self.rows)
-        header = np.array(own, HEADER).tobytes()
+        header = _HEADER.pack(*own)
         earlier = [(day, *_flat(former)) for day, former in sorted(self.earlier.items())]
         runs = [run and tuple(run) for run in (self.repeated, self.outside)]
         counters = (self.gaps_found, self.missing, self.late, self.duplicates)
@@ -166,25 +168,23 @@ class SymbolState(bytes):
         Raises:
             ValueError: `data` is of another form.
         """
-        if len(data) < HEADER_BYTES or np.frombuffer(data, HEADER, 1)["form"][0] != _FORM:
+        if len(data) < HEADER_BYTES or _HEADER.unpack_from(data)[0] != _FORM:
             raise ValueError(f"no sequence state of form {_FORM}: {bytes(data[:HEADER_BYTES])!r}")
         return cls(data)
 
     @property
     def offset(self) -> int:
         """Applied through this Kafka offset, inclusive."""
-        return int(np.frombuffer(self, HEADER, 1)["offset"][0])
+        return _HEADER.unpack_from(self)[7]  # type: ignore[no-any-return]
 
     def at(self, offset: int) -> SymbolState:
         """The same state, applied through another offset: of another log."""
-        header = np.frombuffer(self, HEADER, 1).copy()
-        header["offset"] = offset
-        return SymbolState(header.tobytes() + self[HEADER_BYTES:])
+        *others, _, rows = _HEADER.unpack_from(self)
+        return SymbolState(_HEADER.pack(*others, offset, rows) + self[HEADER_BYTES:])
 
     def unpack(self) -> Memory:
         """Return a copy to work on."""
-        header = np.frombuffer(self, HEADER, 1)[0].tolist()
-        _, _, session, first, last, last_ts, last_offset, offset, rows = header
+        _, _, session, first, last, last_ts, last_offset, offset, rows = _HEADER.unpack_from(self)
         place = (first, last, last_ts, last_offset)
         if len(self) == HEADER_BYTES:
             return Memory(session, Chain(*place, Chain.unseen_below(first)), offset, rows)

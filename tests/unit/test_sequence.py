@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from copy import deepcopy
 from datetime import date, datetime, timedelta
-from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -18,81 +17,25 @@ from hypothesis import strategies as st
 
 from k2.calendars import load, local_dates
 from k2.errors import SchemaMismatch
-from k2.schemas import GAP_KINDS, TRADE_BATCH, VERDICTS
+from k2.schemas import GAP_KINDS, VERDICTS
 from k2.sequence import Chain, Change, Memory, Rules, SymbolState, check, fold
-
-S = 1_000_000_000
-DAY = 86_400 * S
-A = ("SIM", "A")
-LOW, HIGH = -(2**63), 2**63 - 1
-RULES = Rules({}, reset_window_ms=60_000, gaps_open_max=1000)
-Row = tuple[str, str, int, int, int]  # exchange, symbol, sequence, ts_event, kafka_offset
-
-
-def below(first: int) -> tuple[int, int]:
-    """What a chain has not seen before its first row."""
-    return (LOW, first - 1)
-
-
-def unseen(chain: Chain) -> list[tuple[int, int]]:
-    """The intervals that a chain has not seen below its last row."""
-    return [interval for gap in chain.gaps for interval in gap.missing]
-
-
-def table(rows: list[Row]) -> pa.Table:
-    exchange, symbol, sequence, ts, offset = zip(*rows, strict=True) if rows else ((),) * 5
-    n = len(rows)
-    one = Decimal("1.00000000")
-    columns = {
-        "exchange": exchange,
-        "symbol": symbol,
-        "sequence": sequence,
-        "ts_event": ts,
-        "ts_recv": ts,
-        "price": [one] * n,
-        "size": [one] * n,
-        "side": ["NONE"] * n,
-        "trade_id": [None] * n,
-        "conditions": [None] * n,
-        "venue": [None] * n,
-        "kafka_offset": offset,
-    }
-    return pa.table({k: list(v) for k, v in columns.items()}, schema=TRADE_BATCH)
-
-
-def at(*places: tuple[int, int] | int, offset: int = 0) -> list[Row]:
-    """Rows of symbol A: each place is a sequence, or (sequence, ts_event)."""
-    pairs = [(p, 0) if isinstance(p, int) else p for p in places]
-    return [(*A, seq, ts, offset + i) for i, (seq, ts) in enumerate(pairs)]
-
-
-def run(
-    *batches: list[Row], rules: Rules = RULES, stored: bool = False
-) -> tuple[list[str], list[Change], dict[Any, Memory]]:
-    """Verdicts (replayed rows as "replayed"), the ledger's rows, and memories after the batches."""
-    states: dict[tuple[str, str], SymbolState] = {}
-    words: list[str] = []
-    changes: list[Change] = []
-    for rows in batches:
-        if stored:  # a restart: all that is left are bytes
-            states = {key: SymbolState.from_bytes(bytes(s)) for key, s in states.items()}
-        got = check(states, table(rows), rules)
-        states.update(got.states)
-        changes += got.changes
-        words += [
-            "replayed" if again else VERDICTS[v]
-            for v, again in zip(got.verdicts.tolist(), got.replayed.tolist(), strict=True)
-        ]
-    return words, changes, {key: state.unpack() for key, state in states.items()}
-
-
-def opened(changes: list[Change]) -> list[Change]:
-    return [c for c in changes if (c.kind, c.status) == ("gap", "open")]
-
-
-def told(changes: list[Change], *names: str) -> list[tuple[Any, ...]]:
-    return [tuple(getattr(c, name) for name in names) for c in changes]
-
+from tests.sequences import (
+    DAY,
+    HIGH,
+    LOW,
+    RULES,
+    A,
+    Row,
+    S,
+    at,
+    below,
+    newest,
+    opened,
+    run,
+    table,
+    told,
+    unseen,
+)
 
 # ---- hand cases
 
@@ -515,16 +458,6 @@ def same_memory(memory: Memory, s: Any) -> None:
     assert counts == tuple(words[w] for w in ("gap", "late", "duplicate", "reset"))
     assert (memory.offset, memory.rows) == (s["offset"], len(s["words"]))
     assert (memory.missing, memory.gaps_forgotten) == (s["missing"], s["forgotten"])
-
-
-def newest(changes: list[Change]) -> dict[str, Change]:
-    """Each finding's newest row; revisions rise with the rows."""
-    rows: dict[str, Change] = {}
-    for change in changes:
-        former = rows.get(change.gap_id)
-        assert former is None or former.revision < change.revision
-        rows[change.gap_id] = change
-    return rows
 
 
 def same_fact(change: Change, name: Any, fact: Fact) -> None:

@@ -29,6 +29,10 @@ def test_unknown_setting_is_refused_by_name() -> None:
         ("K2_EXCHANGES", ",", "exchanges: empty"),
         ("K2_TIMEZONES", "ASX=Nowhere/Land", "timezones: 'ASX=Nowhere/Land'"),
         ("K2_TIMEZONES", "ASX", "timezones: 'ASX'"),
+        ("K2_CALENDARS", "XASX", "calendars: 'XASX' is not EXCHANGE=code"),
+        ("K2_SEQUENCES", "X=topic", "sequences: 'X=topic' is neither symbol nor channel"),
+        ("K2_GAP_LIMITS", "X=10", "gap_limits: 'X=10' is not EXCHANGE=page:critical"),
+        ("K2_GAP_LIMITS", "X=100:10", "gap_limits: 'X=100:10': not 1 <= page <= critical"),
         ("K2_SHUTDOWN_TIMEOUT_MS", "20000", "must be below session_timeout_ms"),
         ("K2_BROKER_SECURITY", "TLS", "broker_security: 'TLS' is none of PLAINTEXT, SSL"),
         ("K2_BROKER_SECURITY", "SASL_SSL", r"\(SASL_SSL\) needs broker_user and broker_password"),
@@ -49,6 +53,21 @@ def test_impossible_value_is_refused_with_its_limit(
 ) -> None:
     with pytest.raises(SettingError, match=message):
         load({variable: value})
+
+
+def test_rules_of_an_exchange_are_read_from_pairs() -> None:
+    environ = {
+        "K2_CALENDARS": "ASX=XASX, CME=CMES",
+        "K2_SEQUENCES": "X=channel,ASX=symbol",
+        "K2_NEVER_RESET": "X, Y",
+        "K2_GAP_LIMITS": "X=1:5",
+    }
+    settings = load(environ)
+    assert settings.exchange_calendars == {"ASX": "XASX", "CME": "CMES"}
+    assert settings.exchanges_by_channel == {"X"}
+    assert settings.exchanges_never_reset == {"X", "Y"}
+    assert settings.exchange_gap_limits == {"X": (1, 5)}
+    assert load({}).exchange_calendars == {"ASX": "XASX", "SIM": "24/7"}
 
 
 def test_override_wins_over_the_environment() -> None:
