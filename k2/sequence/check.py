@@ -6,9 +6,10 @@ simply continue are settled for all rows at once; only the others are folded one
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import compress, repeat
+from operator import add
 
 import numpy as np
 import numpy.typing as npt
@@ -112,7 +113,7 @@ def check(
     before = list(map(states.get, keys, repeat(_UNSEEN)))
 
     # Replayed rows are dropped first, so that what follows sees only rows to apply.
-    headers = np.frombuffer(b"".join([state[:HEADER_BYTES] for state in before]), HEADER)
+    headers = _headers(before)
     again = offsets[by_key] <= np.repeat(headers["offset"], np.diff(starts, append=n))
     replayed = np.zeros(n, np.bool_)
     if again.any():
@@ -180,13 +181,20 @@ def _settle(
     new["last"], new["last_ts"] = rows.sequences[ends], rows.times[ends]
     new["offset"] = new["last_offset"] = rows.offsets[ends]
     new["rows"] += counts
-    packed, size = new.tobytes(), HEADER_BYTES
-    for at, key, state, settled in zip(
-        range(0, len(packed), size), keys, before, plain.tolist(), strict=True
-    ):
-        if settled:
-            after[key] = SymbolState(packed[at : at + size] + state[size:])
+    heads: Iterable[bytes] = new.view(f"V{HEADER_BYTES}").tolist()
+    if sum(map(len, before)) > HEADER_BYTES * len(before):
+        heads = map(add, heads, [state[HEADER_BYTES:] for state in before])
+    settled = plain.tolist()
+    states = map(SymbolState, compress(heads, settled))
+    after.update(zip(compress(keys, settled), states, strict=True))
     return plain
+
+
+def _headers(states: list[SymbolState]) -> npt.NDArray[np.void]:
+    whole = b"".join(states)
+    if len(whole) > HEADER_BYTES * len(states):
+        whole = b"".join([state[:HEADER_BYTES] for state in states])
+    return np.frombuffer(whole, HEADER)
 
 
 def _place(

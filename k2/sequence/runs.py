@@ -34,19 +34,21 @@ def extend_repeated(
     Returns:
         The one that the next rows may go on with.
     """
-    places, resets = np.flatnonzero(verdicts == DUPLICATE), verdicts == RESET
+    places, resets = np.flatnonzero(verdicts == DUPLICATE), np.flatnonzero(verdicts == RESET)
     if not len(places):
-        return None if resets.any() else run
-    seq, days, since = rows.sequences[places], rows.days[places], np.cumsum(resets)[places]
+        return None if len(resets) else run
+    seq, days = rows.sequences[places], rows.days[places]
     # `>` beside `+ 1`, because the highest int64 plus one is the lowest.
     follows = (seq[1:] == seq[:-1]) | ((seq[1:] == seq[:-1] + 1) & (seq[1:] > seq[:-1]))
-    follows &= (days[1:] == days[:-1]) & (since[1:] == since[:-1])
-    if run is not None and (since[0] or run.session != days[0]):
-        run = None
-    if run is not None and not run.last <= int(seq[0]) <= run.last + 1:
+    follows &= days[1:] == days[:-1]
+    if len(resets):
+        since = np.searchsorted(resets, places)
+        follows &= since[1:] == since[:-1]
+        run = None if since[0] else run
+    if run is not None and not (run.session == days[0] and run.last <= seq[0] <= run.last + 1):
         run = None
     newest = _note("duplicates", rows, places, follows, run, ledger)
-    return newest if since[-1] == resets.sum() else None
+    return None if len(resets) and resets[-1] > places[-1] else newest
 
 
 def extend_outside(
@@ -82,14 +84,15 @@ def _note(
     Returns:
         The last run.
     """
-    starts = np.concatenate(([0], np.flatnonzero(~follows) + 1))
-    first, last = places[starts], places[np.append(starts[1:], len(places)) - 1]
-    sequences = rows.sequences[places]
+    cuts = np.flatnonzero(~follows)
+    starts, ends = np.zeros(len(cuts) + 1, np.intp), np.empty(len(cuts) + 1, np.intp)
+    starts[1:], ends[:-1], ends[-1] = cuts + 1, cuts, len(places) - 1
+    first, last, sequences = places[starts], places[ends], rows.sequences[places]
     columns = (
         rows.days[first],
         np.minimum.reduceat(sequences, starts),
         np.maximum.reduceat(sequences, starts),
-        np.diff(starts, append=len(places)),
+        ends - starts + 1,
         rows.offsets[first],
         rows.times[first],
         rows.received[first],
