@@ -42,6 +42,11 @@ def test_a_gap_that_a_batch_opens_and_closes_has_both_rows():
     assert told(changes, "status", "offset") == [("open", 1), ("filled", 2)]
 
 
+def test_a_gap_that_a_batch_fills_bit_by_bit_is_told_as_it_closes():
+    _, changes, _ = run(at(1, 5), at(2, 3, 4, offset=2))
+    assert told(changes, "status", "offset") == [("open", 1), ("filled", 4)]
+
+
 def test_a_long_run_that_fills_a_gap_is_told_once():
     """Not once a record: a gap of a million may be sent again."""
     _, changes, _ = run(
@@ -117,6 +122,15 @@ def test_a_record_again_and_again_is_one_run_and_another_elsewhere_a_new_one():
     assert bounds == [(5, 6, 4, 9, 12), (3, 3, 1, 13, 13)]
 
 
+def test_a_reset_ends_a_run_of_duplicates():
+    """Whatever the batches are: 6 after the reset is not the 6 before it."""
+    rows = at(*range(1, 20), 5, (1, 61 * S), *((seq, 61 * S) for seq in range(2, 7)), (6, 61 * S))
+    for cut in range(19, 26):
+        _, changes, _ = run(rows[:cut], rows[cut:])
+        runs = [c for c in changes if c.kind == "duplicates"]
+        assert told(runs, "missing_first", "missing_last") == [(5, 5), (6, 6)]
+
+
 def test_the_highest_sequence_again_does_not_go_on_with_the_lowest():
     _, changes, _ = run(at(-HIGH - 1, HIGH, HIGH, -HIGH - 1))
     assert [c.count for c in changes if c.kind == "duplicates"] == [1, 1]
@@ -131,6 +145,22 @@ def test_records_out_of_session_are_runs():
         (2, 2, 1, 1), (2, 3, 2, 2), (5, 5, 1, 4),
     ]  # fmt: skip
     assert len({c.gap_id for c in changes}) == 2
+
+
+@pytest.mark.parametrize("cut", range(4))
+def test_a_run_out_of_session_ends_with_a_record_in_session(cut):
+    night = 12 * 3600
+    rows = asx((1, 0), (2, night), (3, 60), (4, night + 1))
+    _, changes, _ = run(rows[:cut], rows[cut:3], rows[3:], rules=ASX)
+    assert told(changes, "missing_first", "count") == [(2, 1), (4, 1)]
+
+
+@pytest.mark.parametrize("cut", range(3))
+def test_each_session_has_its_own_run_out_of_session(cut):
+    night = 12 * 3600
+    rows = asx((1, night), (1, night + 86_400))
+    _, changes, _ = run(rows[:cut], rows[cut:], rules=ASX)
+    assert told(changes, "session", "count") == [(16_140, 1), (16_141, 1)]
 
 
 def test_a_record_at_an_odd_hour_begins_no_session():

@@ -480,7 +480,7 @@ def streams(draw: st.DrawFn) -> list[Row]:
         seq = draw(st.integers(0, 60))
         for step in draw(st.lists(few, min_size=1, max_size=12)):
             seq += step
-            ts += draw(st.sampled_from([0, 1, 30 * S, 61 * S]))
+            ts += draw(st.sampled_from([0, 1, 30 * S, 61 * S, 12 * 3600 * S]))
             offset += draw(st.sampled_from([1, 1, 1, 3]))
             rows.append((exchange, symbol, seq, ts, offset))
     return rows
