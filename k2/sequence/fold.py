@@ -7,20 +7,19 @@ same, which a property test holds.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from itertools import pairwise
-from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
 
 from k2.calendars import Calendar
 from k2.schemas import VERDICTS
+from k2.sequence.gaps import OpenGaps, find
 from k2.sequence.ledger import Change, Ledger
 from k2.sequence.rows import Rows
 from k2.sequence.rules import Rules
 from k2.sequence.runs import extend_outside, extend_repeated
-from k2.sequence.state import INT64_MAX, Chain, Gap, Interval, Memory, Run, SymbolState
+from k2.sequence.state import Chain, Memory, Run, SymbolState
 
 __all__ = ["EARLIER_MAX", "OK", "fold"]
 
@@ -30,8 +29,6 @@ FIRST, OK, GAP, LATE, RESET, DUPLICATE = range(len(VERDICTS))
 EARLIER_MAX = 4
 #: Below this many rows a run is cheaper row by row than through numpy.
 RUN_ROWS_MIN = 32
-
-_first = itemgetter(0)
 
 Int64s = npt.NDArray[np.int64]
 Verdicts = npt.NDArray[np.uint8]
@@ -72,26 +69,24 @@ class _Fold:
         ledger: Ledger,
         calendar: Calendar | None,
     ) -> None:
-        self.rules, self.ledger, self.calendar = rules, ledger, calendar
+        self.ledger, self.calendar = ledger, calendar
         self.window_ns = rules.reset_window_ms * 1_000_000
         self.rows = rows
         self.sequences, self.times = rows.sequences, rows.times
         self.sessions, self.offsets = rows.sessions, rows.offsets
         self.verdicts = np.empty(len(rows.sequences), np.uint8)
-        #: Gaps that were filled in part, by what names them, with the row that did it last.
-        self.progress: dict[tuple[int, int, int], tuple[Gap, int]] = {}
         if state is None:
             self.verdicts[0] = FIRST
             self.memory = Memory(int(rows.sessions[0]), self._begin(0), int(rows.offsets[0]))
         else:
             self.memory = state.unpack()
+        self.gaps = OpenGaps(rows, self.memory, ledger, rules.gaps_open_max)
         begin = int(state is None)
         if len(rows.sequences) - begin < RUN_ROWS_MIN:
             self._each(begin, len(rows.sequences))
         else:
             self._runs(begin)
-        for gap, row in self.progress.values():
-            ledger.gap(gap, "partly_filled", int(self.offsets[row]))
+        self.gaps.end()
         self._end()
 
     def _end(self) -> None:
@@ -151,17 +146,19 @@ class _Fold:
             self._keep(session, self._begin(row), row)
             return LATE
         if seq > chain.last:
-            verdict = OK if seq == chain.last + 1 else self._open(chain, row, seq, ts)
+            skipped = seq != chain.last + 1
+            if skipped:
+                self.gaps.open(chain, row, seq, ts)
             chain.last, chain.last_ts, chain.last_offset = seq, ts, int(self.offsets[row])
-            return verdict
-        place = _find(chain.gaps, seq)
+            return GAP if skipped else OK
+        place = find(chain.gaps, seq)
         # What is missing is waited for; what was before the first row is not.
         awaited = place is not None and seq > chain.first
         if chain is self.memory.chain and not awaited and self._fell(chain, seq, ts):
             self._restart(row, seq, ts)
             return RESET
         if place is not None:
-            self._fill(chain, *place, seq, row)
+            self.gaps.fill(chain, *place, seq, row)
             return LATE
         # Forgotten gaps are not provably seen, and a row twice is better than a row lost.
         if chain.forgotten_through is not None and seq <= chain.forgotten_through:
@@ -188,7 +185,7 @@ class _Fold:
         if len(self.memory.earlier) > EARLIER_MAX:
             # It may be the one just added: it is then too old to keep.
             for gap in self.memory.earlier.pop(min(self.memory.earlier)).gaps:
-                self._forget(gap, row)
+                self.gaps.forget(gap, row)
 
     def _fell(self, chain: Chain, seq: int, ts: int) -> bool:
         return seq * 2 < chain.last and ts - chain.last_ts > self.window_ns
@@ -212,65 +209,8 @@ class _Fold:
             at_start=opens is not None and ts < opens,
         )
         for gap in former.gaps:
-            self._forget(gap, row)
+            self.gaps.forget(gap, row)
         self.memory.chain = self._begin(row)
-
-    def _open(self, chain: Chain, row: int, seq: int, ts: int) -> int:
-        first, last = chain.last + 1, seq - 1
-        gap = Gap(
-            first,
-            last,
-            ((first, last),),
-            int(self.rows.days[row]),
-            chain.last_offset,
-            chain.last_ts,
-            int(self.offsets[row]),
-            ts,
-            int(self.rows.received[row]),
-        )
-        self.ledger.gap(gap, "open", gap.offset)
-        # orjson holds 64 bits, and one absurd sequence must not stop the worker.
-        self.memory.missing = min(self.memory.missing + last - first + 1, INT64_MAX)
-        chain.gaps.append(gap)
-        chain.width += 1
-        self._bound(chain, row)
-        return GAP
-
-    def _fill(self, chain: Chain, at: int, part: int, seq: int, row: int) -> None:
-        missing = chain.gaps[at].missing
-        first, last = missing[part]
-        parts = tuple(p for p in ((first, seq - 1), (seq + 1, last)) if p[0] <= p[1])
-        self._filled(chain, at, (*missing[:part], *parts, *missing[part + 1 :]), row)
-        self._bound(chain, row)
-
-    def _filled(self, chain: Chain, at: int, missing: tuple[Interval, ...], row: int) -> None:
-        """Some of the gap came, last of it with the row; `missing` is what did not."""
-        received = int(self.rows.received[row]) if chain.gaps[at].reported else None
-        chain.width += len(missing) - len(chain.gaps[at].missing)
-        gap = chain.gaps[at]._replace(missing=missing, filled_at=received)
-        if missing:
-            chain.gaps[at] = gap
-            if gap.reported:
-                self.progress[_name(gap)] = gap, row
-        else:
-            del chain.gaps[at]
-            if gap.reported:
-                self.progress.pop(_name(gap), None)
-                self.ledger.gap(gap, "filled", int(self.offsets[row]))
-
-    def _forget(self, gap: Gap, row: int) -> None:
-        if gap.reported:
-            self.progress.pop(_name(gap), None)
-            self.ledger.gap(gap, "forgotten", int(self.offsets[row]))
-            self.memory.gaps_forgotten += 1
-
-    def _bound(self, chain: Chain, row: int) -> None:
-        while chain.width > self.rules.gaps_open_max:
-            # The lowest is the oldest; all that remain lie above it.
-            gap = chain.gaps.pop(0)
-            chain.width -= len(gap.missing)
-            chain.forgotten_through = gap.missing[-1][1]
-            self._forget(gap, row)
 
     # One run of rows a..b-1: same session, strictly increasing, all in or all out of session.
 
@@ -307,7 +247,7 @@ class _Fold:
         at = np.searchsorted(firsts, seq, side="right") - 1
         if len(firsts):
             late = (at >= 0) & (seq <= lasts[at])
-        if late.any() and self._meets_bound(seq[late], at[late], firsts, lasts):
+        if late.any() and self.gaps.meets_bound(seq[late], at[late], firsts, lasts):
             # What is forgotten on the way depends on the order of rows, and so do their verdicts.
             for row in range(a, b):
                 if self._one(row) == RESET:
@@ -326,39 +266,11 @@ class _Fold:
             unproven = late | (seq <= chain.forgotten_through)
         self.verdicts[a:b] = np.where(unproven, LATE, DUPLICATE)
         if late.any():
-            self._fill_many(chain, a + np.flatnonzero(late), firsts, lasts)
+            self.gaps.fill_many(chain, a + np.flatnonzero(late), firsts, lasts)
         if not fallen:
             return b
         self._one(b)  # a reset; the rest of the run lies above it
         return b + 1
-
-    def _meets_bound(
-        self, seq: Int64s, at: npt.NDArray[np.intp], firsts: Int64s, lasts: Int64s
-    ) -> bool:
-        """Whether there are too many intervals at some time while `seq` fill them one by one."""
-        left = seq != firsts[at]
-        left[1:] &= seq[1:] != seq[:-1] + 1
-        grown = left.astype(np.int64) + (seq != lasts[at]) - 1
-        return len(firsts) + int(np.cumsum(grown).max()) > self.rules.gaps_open_max
-
-    def _fill_many(
-        self, chain: Chain, rows: npt.NDArray[np.intp], firsts: Int64s, lasts: Int64s
-    ) -> None:
-        """Fill with rows of missing sequences what the intervals firsts..lasts miss."""
-        seq = self.sequences[rows]
-        begins = np.sort(np.concatenate((firsts, seq + 1)))
-        ends = np.sort(np.concatenate((lasts, seq - 1)))
-        some = begins <= ends
-        begins, ends = begins[some], ends[some]
-        gaps = np.array([gap.first for gap in chain.gaps], np.int64)
-        # Upwards each gap's intervals and rows stand together, since no interval spans two gaps.
-        owners = np.searchsorted(gaps, seq, side="right") - 1
-        lives = np.searchsorted(gaps, begins, side="right") - 1
-        for at in np.unique(owners)[::-1].tolist():
-            low, high = np.searchsorted(lives, [at, at + 1]).tolist()
-            missing = tuple(zip(begins[low:high].tolist(), ends[low:high].tolist(), strict=True))
-            row = int(rows[np.searchsorted(owners, at, side="right") - 1])
-            self._filled(chain, at, missing, row)
 
     def _advance(self, chain: Chain, a: int, b: int) -> None:
         """Judge rows above `chain.last`."""
@@ -372,25 +284,9 @@ class _Fold:
         for i in np.flatnonzero(skipped).tolist():
             if i:
                 self._reach(chain, a + i - 1)
-            self._open(chain, a + i, int(seq[i]), int(self.times[a + i]))
+            self.gaps.open(chain, a + i, int(seq[i]), int(self.times[a + i]))
         self._reach(chain, b - 1)
 
     def _reach(self, chain: Chain, row: int) -> None:
         chain.last, chain.last_ts = int(self.sequences[row]), int(self.times[row])
         chain.last_offset = int(self.offsets[row])
-
-
-def _find(gaps: list[Gap], seq: int) -> Interval | None:
-    """Return (index of the gap, index of its interval) that misses `seq`."""
-    at = bisect_right(gaps, seq, key=_first) - 1
-    if at < 0 or seq > gaps[at].last:
-        return None
-    missing = gaps[at].missing
-    part = bisect_right(missing, seq, key=_first) - 1
-    if part < 0 or seq > missing[part][1]:
-        return None
-    return at, part
-
-
-def _name(gap: Gap) -> tuple[int, int, int]:
-    return gap.session, gap.first, gap.offset

@@ -77,11 +77,10 @@ class Ledger:
         self.changes: list[Change] = []
 
     def gap(self, gap: Gap, status: str, offset: int) -> None:
-        """Note what has become of a gap; `missing` may be empty here."""
+        """Note what has become of a gap; here its `missing` may be empty."""
         size = gap.last - gap.first + 1
-        remaining = () if status == "filled" else gap.missing
         # One more with each record that fills some of it, and as it is forgotten.
-        revision = 1 + size - _size(remaining) + (status == "forgotten")
+        revision = 1 + size - _size(gap.missing) + (status == "forgotten")
         self._add(
             "gap",
             status,
@@ -99,7 +98,7 @@ class Ledger:
             shown_by=gap.offset,
             offset=offset,
             revision=min(revision, INT64_MAX),
-            remaining=remaining,
+            remaining=gap.missing,
             filled_at=gap.filled_at,
         )
 
