@@ -6,8 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from itertools import pairwise
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 from confluent_kafka import Consumer, Producer, TopicPartition
@@ -15,6 +14,7 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from confluent_kafka.cimpl import NewTopic
 
 from k2.codec import encode
+from k2.dev.server import Running
 from k2.feeds.simulate import Simulation
 from k2.registry import open_registry
 from k2.schemas import TRADE_AVRO
@@ -115,7 +115,7 @@ def _configure(settings: Settings, options: dict[str, str]) -> None:
     admin.incremental_alter_configs([resource])[resource].result(ANSWER_S)
 
 
-class Aborting:
+class Aborting(Running):
     """A producer of trades in a thread, none of whose transactions is ever committed."""
 
     def __init__(self, settings: Settings) -> None:
@@ -144,17 +144,10 @@ class Aborting:
             producer.abort_transaction(ANSWER_S)
             self._aborted += len(values)
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
         self._thread.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
         self._stop.set()
         self._thread.join()
-        if error is None:
-            assert self._aborted, "nothing was aborted"
+        assert self._aborted, "nothing was aborted"

@@ -13,14 +13,14 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 from aiohttp import web
 from yarl import URL
 
 from k2.dev.broker import HOST
+from k2.dev.server import Running
 
 __all__ = ["Fault", "Kind", "Proxy", "anything", "commits", "data_files", "manifests", "reads"]
 
@@ -123,7 +123,7 @@ class Fault:
         return True
 
 
-class Proxy:
+class Proxy(Running):
     """One upstream behind a port of loopback that stays the same; a context manager.
 
     Faults are injected and lifted from any thread; they are the proxy's own, not a connection's.
@@ -169,17 +169,11 @@ class Proxy:
         finally:
             self.lift(fault)
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
         self._thread.start()
         self._run(self._begin())
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
         self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
