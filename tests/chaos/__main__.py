@@ -53,6 +53,7 @@ def main(seed: int, rounds: int, only: tuple[str, ...], on: str | None, without:
                     outcome = run(fault, seed + number, name, place, without)
                     seconds = time.monotonic() - started
                     said = outcome.wrong.splitlines()[0][:150] if outcome.wrong else "ok"
+                    said += f", {outcome.rows:,} rows, recovery {outcome.recovery_s:.1f} s"
                     console.print(
                         f"{name}: {fault.name}: {said} ({seconds:.0f} s)", highlight=False
                     )

@@ -83,7 +83,8 @@ class Round:
             with Feed(stream, topic, self.settings, self.fault.rate) as self.feed:
                 hit_at, worker = self.fault.scene(self)
                 self.wait(lambda: self._is_all_there(journal), worker, "all rows")
-                self.await_feed()
+                if self.left is None:
+                    self.await_feed()
             self.outcome.recovery_s = time.monotonic() - hit_at
             worker.await_ready()
             worker.terminate()

@@ -28,6 +28,7 @@ from k2.feeds.producer import Produced, produce
 from k2.settings import Settings
 
 POLL_S = 0.05
+LOOK_FACTOR = 4
 COMMAND_TIMEOUT_S = 60.0
 PIECE_ROWS = 8192
 
@@ -42,13 +43,15 @@ def until(condition: Callable[[], Any], deadline_s: float, what: str | Callable[
     """Poll until `condition` gives something true and return it; fail with `what` after that."""
     end = time.monotonic() + deadline_s
     while True:
+        began = time.monotonic()
         found = condition()
         if found:
             return found
         if time.monotonic() > end:
             said = what if isinstance(what, str) else what()
             raise AssertionError(f"not within {deadline_s:g} s: {said}")
-        time.sleep(POLL_S)
+        # A look into a catalog is work that the workers then wait for.
+        time.sleep(max(POLL_S, LOOK_FACTOR * (time.monotonic() - began)))
 
 
 def environment(settings: Settings | None = None, **more: str) -> dict[str, str]:
