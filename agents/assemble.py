@@ -1,4 +1,4 @@
-"""From a decoded batch to the rows of the trades and the rejects table; pure, runs in a thread."""
+"""From a decoded batch to the rows of its table and of the rejects; pure, runs in a thread."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from k2 import metrics
 from k2.codec import Decoded, Reject
 from k2.lake.offsets import Source
-from k2.schemas import REJECTS, TRADES, VERDICTS
+from k2.schemas import REJECTS, VERDICTS, Kind
 from k2.sequence import Change, Rules, SymbolState, check
 
 __all__ = ["Checked", "assemble"]
@@ -25,7 +25,8 @@ DUPLICATE = VERDICTS.index("duplicate")
 class Checked:
     """A batch ready for the buffer, and the sequence states behind it."""
 
-    trades: pa.Table  # schema TRADES
+    kind: Kind
+    records: pa.Table  # schema `kind.table`
     rejects: pa.Table  # schema REJECTS
     changes: list[Change]  # of the gap ledger
     states: dict[tuple[str, str], SymbolState]
@@ -33,7 +34,7 @@ class Checked:
 
     def count(self) -> None:
         """Add the batch to the metrics."""
-        metrics.records_total.labels(table="trades").inc(self.trades.num_rows)
+        metrics.records_total.labels(table=self.kind.name).inc(self.records.num_rows)
         metrics.records_total.labels(table="rejects").inc(self.rejects.num_rows)
         for reason, rows in self.reasons.items():
             metrics.rejects_total.labels(reason=reason).inc(rows)
@@ -43,25 +44,26 @@ class Checked:
 
 
 def assemble(
+    kind: Kind,
     source: Source,
     decoded: Decoded,
     states: Mapping[tuple[str, str], SymbolState],
     rules: Rules,
-    trades_from: int,
+    records_from: int,
     rejects_from: int,
 ) -> Checked:
     """Check a batch's sequences and make the rows that each table does not have yet.
 
     Args:
-        trades_from, rejects_from: the tables hold everything below these offsets.
+        records_from, rejects_from: the tables hold everything below these offsets.
     """
     rows = decoded.rows
     checked = check(states, rows, rules, f"{source.topic}[{source.partition}]")
     offsets = rows.column("kafka_offset").to_numpy()
     duplicate = checked.verdicts == DUPLICATE
-    now = pa.scalar(time.time_ns() // 1000, TRADES.field("ingest_time").type)
+    now = pa.scalar(time.time_ns() // 1000, REJECTS.field("ingest_time").type)
 
-    wanted = (offsets >= trades_from) & ~duplicate
+    wanted = (offsets >= records_from) & ~duplicate
     repeated = duplicate & (offsets >= rejects_from)
     rejects = [r for r in decoded.rejects if r.offset >= rejects_from]
     reject_rows = [_undecodable(source, rejects, now)] if rejects else []
@@ -69,9 +71,10 @@ def assemble(
         reject_rows.append(_duplicates(source, decoded, checked.sessions, repeated, now))
     rejected = pa.concat_tables(reject_rows) if reject_rows else REJECTS.empty_table()
     counts = rejected.column("reason").value_counts().to_pylist()
-    new_from = min(trades_from, rejects_from)
+    new_from = min(records_from, rejects_from)
     return Checked(
-        trades=_trades(source, rows, checked.verdicts, checked.sessions, wanted, now),
+        kind=kind,
+        records=_records(kind, source, rows, checked.verdicts, checked.sessions, wanted, now),
         rejects=rejected,
         changes=[change for change in checked.changes if change.offset >= new_from],
         states=checked.states,
@@ -95,7 +98,8 @@ def _days(sessions: np.ndarray) -> pa.Array:
     return pa.array(sessions.astype(np.int32, copy=False)).cast(pa.date32())
 
 
-def _trades(
+def _records(
+    kind: Kind,
     source: Source,
     rows: pa.Table,
     verdicts: np.ndarray,
@@ -112,11 +116,11 @@ def _trades(
         **{name: rows.column(name) for name in rows.column_names},
         **_source_columns(source, n),
         "session": _days(sessions),
-        "event_time": pa.array(micros).cast(TRADES.field("event_time").type),
+        "event_time": pa.array(micros).cast(kind.table.field("event_time").type),
         "verdict": pa.array(VERDICTS).take(pa.array(verdicts)),
         "ingest_time": pa.repeat(now, n),
     }
-    return pa.table([columns[name] for name in TRADES.names], schema=TRADES)
+    return pa.table([columns[name] for name in kind.table.names], schema=kind.table)
 
 
 def _undecodable(source: Source, rejects: list[Reject], now: pa.Scalar) -> pa.Table:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from faust.types import TP
 from k2.agents.lake import Lake
+from k2.agents.lane import Lane
 from k2.agents.reach import remedy, require_end, require_known
 from k2.tables import sequences
 
 from k2.app import App
 from k2.errors import LogTruncated
 from k2.lake.commit import Sink
-from k2.lake.offsets import Move, Source
+from k2.lake.offsets import Move, Source, together
 from k2.lake.states import inherit, rebuild
 from k2.sequence import Rules, SymbolState
 from k2.topics import topic_ids
@@ -33,8 +34,9 @@ class Partition:
     """A partition that this worker owns."""
 
     source: Source
+    lane: Lane
     next_offset: int  # of the next fetch
-    trades_at: int | None  # the trades table holds everything below; None: it never had any
+    records_at: int | None  # the kind's table holds everything below; None: it never had any
     rejects_at: int | None  # the rejects table holds everything below; None: it never had any
     states: Symbols
     epoch: str  # of the checkpointed state: this assignment's own
@@ -58,13 +60,14 @@ class Assignment:
         self,
         app: App,
         lake: Lake,
-        trades: Sink,
+        lanes: Mapping[str, Lane],
         rejects: Sink,
         rules: Rules,
         cluster: Callable[[], str],
     ) -> None:
+        """`lanes`: by topic."""
         self._app, self._lake, self._rules, self._cluster = app, lake, rules, cluster
-        self._trades, self._rejects = trades, rejects
+        self._lanes, self._rejects = lanes, rejects
 
     async def plan(self, tps: set[TP]) -> dict[TP, Partition]:
         """Return the partitions, ready to be read from their `next_offset`.
@@ -76,10 +79,11 @@ class Assignment:
         cluster = await asyncio.to_thread(self._cluster)
         topics = {tp.topic for tp in tps}
         ids = await asyncio.to_thread(topic_ids, self._app.settings, topics)
-        trades = await self._lake.patiently(self._trades.carried)
+        lanes = {self._lanes[topic] for topic in topics}
+        records = together([await self._lake.patiently(lane.sink.carried) for lane in lanes])
         rejects = await self._lake.patiently(self._rejects.carried)
         # Rejects are committed first: of a worker that died in between only they know the id.
-        known = {**rejects.topics, **trades.topics}
+        known = {**rejects.topics, **records.topics}
         names = {
             topic: require_known(cluster, topic, ids.get(topic), known) for topic in sorted(topics)
         }
@@ -89,25 +93,27 @@ class Assignment:
         ends = await self._app.consumer.highwaters(*tps) if tps else {}
         found: dict[TP, Partition] = {}
         for tp, source in sources.items():
-            stored, start = trades.offsets.get(source), starts[tp]
+            lane, stored, start = self._lanes[tp.topic], records.offsets.get(source), starts[tp]
             before = states.get(source)
             watermark, symbols = (before.watermark, before.symbols) if before else (None, {})
             began = None
             if stored is None:
                 # Nothing of this log is in Iceberg: begin where the log begins.
                 stored = watermark = start
-                symbols = await self._inherit(source, list(trades.offsets))
+                symbols = await self._inherit(lane, source, list(records.offsets))
                 began = _beginning(source, start)
             await self._require_reach(source, stored, start, ends.get(tp) or 0)
             # What an operator skipped is not read, not even for the state.
-            least = max([start, *(m.after or 0 for m in trades.moves if m.source == source)])
+            least = max([start, *(m.after or 0 for m in records.moves if m.source == source)])
             ahead = any(state.offset >= stored for state in symbols.values())
             if watermark is None or not least <= watermark <= stored or ahead:
-                watermark, symbols = stored, await self._rebuild(source, watermark, symbols, stored)
+                symbols = await self._rebuild(lane, source, watermark, symbols, stored)
+                watermark = stored
             found[tp] = Partition(
                 source=source,
+                lane=lane,
                 next_offset=watermark,
-                trades_at=trades.offsets.get(source),
+                records_at=records.offsets.get(source),
                 rejects_at=rejects.offsets.get(source),
                 states=symbols,
                 epoch=sequences.epoch_after(before.epoch if before else None),
@@ -127,15 +133,15 @@ class Assignment:
         if stored > end:
             await asyncio.to_thread(require_end, self._app.settings, source, stored)
 
-    async def _inherit(self, source: Source, known: list[Source]) -> Symbols:
+    async def _inherit(self, lane: Lane, source: Source, known: list[Source]) -> Symbols:
         """Sequence states of a log that is new: those of the same partition in clusters before."""
-        catalog, settings = self._trades.catalog, self._app.settings
-        return await self._lake.patiently(inherit, catalog, settings, source, known, self._rules)
+        what = (lane.sink.catalog, self._app.settings, lane.kind, source, known, self._rules)
+        return await self._lake.patiently(inherit, *what)
 
     async def _rebuild(
-        self, source: Source, watermark: int | None, symbols: Symbols, stored: int
+        self, lane: Lane, source: Source, watermark: int | None, symbols: Symbols, stored: int
     ) -> Symbols:
-        """Sequence states at `stored` from the trades table: the log does not reach back to them.
+        """Sequence states at `stored` from the kind's table: the log does not reach back to them.
 
         A state ahead of the table is of no use: the table was rolled back, or moved.
         """
@@ -143,16 +149,18 @@ class Assignment:
         usable = watermark is not None and watermark <= stored and not ahead
         first, states = (watermark or 0, symbols) if usable else (0, {})
         log.warning(
-            "%s: the sequence state (at %s) is rebuilt from the trades table, offsets %d to %d",
+            "%s: the sequence state (at %s) is rebuilt from the %s table, offsets %d to %d",
             source,
             watermark,
+            lane.kind.name,
             first,
             stored,
         )
         return await self._lake.patiently(
             rebuild,
-            self._trades.catalog,
+            lane.sink.catalog,
             self._app.settings,
+            lane.kind,
             source,
             states,
             first,

@@ -2,8 +2,9 @@
 
 Order of a checkpoint, and what a crash after each step leaves:
 1. rejects topic - sent again: the topic of rejects may repeat a record, the table does not
-2. rejects commit - read again from the trades' offset; rejects below their own offset are skipped
-3. trades commit - rows are durable; the sequence state is behind and is advanced by reading again
+2. rejects commit - read again from the records' offset; rejects below their own offset are skipped
+3. records commits, a kind after the other - rows are durable; the sequence state is behind and is
+   advanced by reading again
 4. state checkpoint - per symbol by offset, so that a torn one is finished by reading again
 5. ack - advisory only: the start is always taken from Iceberg and the state's watermark
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from faust.types import TP
 from k2.agents.assemble import Checked, assemble
 from k2.agents.assignment import Assignment, Partition, Symbols
 from k2.agents.lake import Lake
+from k2.agents.lane import Lane
 from k2.agents.reach import remedy
 from k2.agents.rejects import publish
 from k2.tables import sequences
@@ -29,7 +31,6 @@ from k2.tables import sequences
 from k2 import metrics
 from k2.app import App
 from k2.buffer import Buffer, Taken
-from k2.codec import Decoder
 from k2.errors import BrokerUnavailable, Fenced, K2Error, LogTruncated
 from k2.lake.commit import Sink
 from k2.lake.offsets import Move, Source, Topic
@@ -39,42 +40,43 @@ from k2.transport import Fetched
 __all__ = ["Ingest"]
 
 T = TypeVar("T")
+#: Partitions of a commit, and where each then goes on.
+Owned = dict[TP, tuple[Partition, int]]
 log = logging.getLogger(__name__)
 
 
 class Ingest:
-    """Feeds one trades and one rejects table from the batch topics; the app's batch source."""
+    """Feeds the tables of all kinds and the one of rejects; the app's batch source.
+
+    One buffer and one commit at a time for all kinds: the bounds of memory are the worker's, and
+    the table of rejects has one writer.
+    """
 
     def __init__(
         self,
         app: App,
-        decoder: Decoder,
-        trades: Sink,
+        lanes: Mapping[str, Lane],
         rejects: Sink,
-        topics: frozenset[str],
         cluster: Callable[[], str],
     ) -> None:
+        """`lanes`: by topic; those are all batch topics."""
         settings = app.settings
-        self.app, self.settings, self.topics = app, settings, topics
-        self._decoder, self._trades, self._rejects = decoder, trades, rejects
+        self.app, self.settings, self.topics = app, settings, frozenset(lanes)
+        self._lanes, self._rejects = tuple(dict.fromkeys(lanes.values())), rejects
         self._rules = Rules.of(settings)
         self.lake = Lake()
-        self._assignment = Assignment(app, self.lake, trades, rejects, self._rules, cluster)
+        self._assignment = Assignment(app, self.lake, lanes, rejects, self._rules, cluster)
         self._partitions: dict[TP, Partition] = {}
         self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="k2-decode")
         self._tasks: set[asyncio.Task[None]] = set()
         self._inflight_bytes = 0
         self._inflight = asyncio.Condition()
         self._committing = asyncio.Lock()
-        self._buffer = self._new_buffer()
-        self._seek = 0
-        self.started = False
-
-    def _new_buffer(self) -> Buffer[TP]:
-        settings = self.settings
-        return Buffer(
+        self._buffer: Buffer[TP] = Buffer(
             settings.buffer_rows_max, settings.buffer_bytes_max, settings.flush_age_max_ms / 1000.0
         )
+        self._seek = 0
+        self.started = False
 
     # -- assignment
 
@@ -102,6 +104,11 @@ class Ingest:
         self._measure()
 
     # -- batches
+
+    async def follow(self, stream: Any) -> None:
+        """Take the events of an agent's stream, as long as it lasts."""
+        async for event in stream.noack().events():
+            await self.put(event)
 
     async def put(self, event: Any) -> None:
         """Take one event; returns when there is room for the next (back-pressure)."""
@@ -142,17 +149,18 @@ class Ingest:
         asyncio.ensure_future(self.app.crash(exc))  # noqa: RUF006 - the app ends with it
 
     async def _process(self, tp: TP, partition: Partition, fetched: Fetched) -> None:
-        decoding = self._in_pool(self._decoder.decode, fetched)
+        decoding = self._in_pool(partition.lane.decoder.decode, fetched)
         try:
             async with partition.order:
                 decoded = await decoding
                 checked = await self._in_pool(
                     assemble,
+                    partition.lane.kind,
                     partition.source,
                     decoded,
                     partition.states,
                     self._rules,
-                    partition.trades_at or 0,
+                    partition.records_at or 0,
                     partition.rejects_at or 0,
                 )
                 await self._buffer.room()
@@ -168,7 +176,7 @@ class Ingest:
         # No await in here: rows, states and offset of a batch are taken by a commit together.
         partition.states.update(checked.states)
         partition.dirty.update(checked.states)
-        self._buffer.add(tp, checked.trades, checked.rejects, fetched.next_offset)
+        self._buffer.add(tp, checked.records, checked.rejects, fetched.next_offset)
         checked.count()
         lag = metrics.lag_records.labels(topic=tp.topic, partition=tp.partition)
         lag.set(max(0, fetched.log_end - fetched.next_offset))
@@ -195,7 +203,7 @@ class Ingest:
         """Commit what is buffered, checkpoint the states, mark the offsets durable.
 
         Raises:
-            Fenced: another worker owns a partition; nothing of the buffer was written to trades.
+            Fenced: another worker owns a partition; what is not yet committed is read again.
             BrokerUnavailable: rows are committed, but the changelog lacks their sequence state.
         """
         async with self._committing:
@@ -204,29 +212,34 @@ class Ingest:
             # As they are now: while the commit runs, rows behind it change them.
             states = {tp: partition.take_states() for tp, (partition, _) in owned.items()}
             try:
-                await self._commit(list(owned.values()), taken)
+                await self._commit(owned, taken)
                 await self._checkpoint(owned, states)
             finally:
                 self._buffer.written()
                 self._measure()
 
-    async def _commit(self, owned: list[tuple[Partition, int]], taken: Taken[TP]) -> None:
+    async def _commit(self, owned: Owned, taken: Taken[TP]) -> None:
         started = time.monotonic()
         if taken.rejects:
-            # Rejects first: the trades' offset says that everything below it is in one of both.
+            # Rejects first: the records' offset says that everything below it is in one of both.
             await publish(self.app, taken.rejects)
-            moved = [(p, end) for p, end in owned if end > (p.rejects_at or 0)]
+            moved = [(p, end) for p, end in owned.values() if end > (p.rejects_at or 0)]
             expected = {p.source: p.rejects_at for p, _ in moved}
             await self._append(self._rejects, taken.rejects, expected, moved)
             for partition, end in moved:
                 partition.rejects_at = end
-        moved = [(p, end) for p, end in owned if end > (p.trades_at or 0)]
-        if moved:
-            expected = {p.source: p.trades_at for p, _ in moved}
+        news = [(p, end) for p, end in owned.values() if end > (p.records_at or 0)]
+        for lane in self._lanes:
+            moved = [(p, end) for p, end in news if p.lane is lane]
+            if not moved:
+                continue
+            tables = [rows for tp, rows in taken.records if owned[tp][0].lane is lane]
+            expected = {p.source: p.records_at for p, _ in moved}
             began = [p.began for p, _ in moved if p.began is not None]
-            await self._append(self._trades, taken.trades, expected, moved, began)
+            await self._append(lane.sink, tables, expected, moved, began)
             for partition, end in moved:
-                partition.trades_at, partition.began = end, None
+                partition.records_at, partition.began = end, None
+        if news:
             metrics.commit_seconds.observe(time.monotonic() - started)
             metrics.commit_timestamp_seconds.set_to_current_time()
 
@@ -252,7 +265,7 @@ class Ingest:
 
     async def _checkpoint(
         self,
-        owned: dict[TP, tuple[Partition, int]],
+        owned: Owned,
         states: dict[TP, tuple[Symbols, int]],
     ) -> None:
         for tp, (partition, end) in owned.items():

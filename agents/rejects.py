@@ -29,7 +29,7 @@ async def publish(app: App, tables: Iterable[pa.Table]) -> int:
     """Send what could not be decoded; return when the broker has all of it.
 
     A value above the broker's request size is left out, its length stands in `k2-value-bytes`; the
-    table has it. Duplicates are trades that are known already: the table alone keeps them.
+    table has it. Duplicates are records that are known already: the table alone keeps them.
 
     Args:
         tables: rows of `k2.schemas.REJECTS`.

@@ -18,11 +18,12 @@ import pyarrow as pa
 from faust.auth import SASLCredentials, SSLCredentials
 
 from k2 import settings as k2_settings
+from k2.schemas import Kind
 from k2.security import ssl_context
 from k2.settings import Settings
 from k2.transport import BatchSource, Fetched
 
-__all__ = ["App", "app", "create_app"]
+__all__ = ["App", "app", "batch_topic", "create_app"]
 
 #: On top of the flush deadline; below the stack's own margin, which ends in SIGKILL without a word.
 STOP_MARGIN_S = 10.0
@@ -153,8 +154,8 @@ def _credentials(settings: Settings) -> Any:
 
 app = create_app(k2_settings.load())
 
-#: All exchanges' trades as one channel; an event is a fetch of one partition.
-trades_topic = app.topic(
-    *(app.settings.trades_topic(exchange) for exchange in app.settings.exchange_names),
-    schema=BatchSchema(),
-)
+
+def batch_topic(kind: Kind) -> Any:
+    """All exchanges' records of a kind as one channel; an event is a fetch of one partition."""
+    names = (kind.topic(exchange) for exchange in app.settings.exchange_names)
+    return app.topic(*names, schema=BatchSchema())

@@ -18,7 +18,7 @@ P = TypeVar("P")
 class Taken(Generic[P]):
     """What one commit writes: rows of all partitions, and how far each partition then is."""
 
-    trades: list[pa.Table] = field(default_factory=list)
+    records: list[tuple[P, pa.Table]] = field(default_factory=list)
     rejects: list[pa.Table] = field(default_factory=list)
     next_offsets: dict[P, int] = field(default_factory=dict)
     rows: int = 0
@@ -49,14 +49,15 @@ class Buffer(Generic[P]):
     def rows(self) -> int:
         return self._taken.rows
 
-    def add(self, partition: P, trades: pa.Table, rejects: pa.Table, next_offset: int) -> None:
+    def add(self, partition: P, records: pa.Table, rejects: pa.Table, next_offset: int) -> None:
         """Take a checked batch; never blocks, so that rows and sequence state move together."""
         taken = self._taken
-        for table, tables in ((trades, taken.trades), (rejects, taken.rejects)):
-            if table.num_rows:
-                tables.append(table)
-                taken.rows += table.num_rows
-                taken.nbytes += table.nbytes
+        if records.num_rows:
+            taken.records.append((partition, records))
+        if rejects.num_rows:
+            taken.rejects.append(rejects)
+        taken.rows += records.num_rows + rejects.num_rows
+        taken.nbytes += records.nbytes + rejects.nbytes
         taken.next_offsets[partition] = next_offset
         if self._since is None:
             self._since = time.monotonic()

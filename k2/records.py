@@ -1,4 +1,4 @@
-"""The records on the wire: what a trade is, in one place.
+"""The records on the wire: what a trade and a quote are, in one place.
 
 Avro schemas derive from these classes; Arrow and Iceberg schemas derive from them in
 `k2.schemas`. Times are nanoseconds since the epoch, UTC. Prices and sizes are exact decimals.
@@ -10,7 +10,7 @@ from typing import Optional
 
 from dataclasses_avroschema import AvroModel, types
 
-__all__ = ["PRICE_PRECISION", "PRICE_SCALE", "Side", "Trade"]
+__all__ = ["PRICE_PRECISION", "PRICE_SCALE", "Quote", "Side", "Trade"]
 
 PRICE_PRECISION = 18
 PRICE_SCALE = 8
@@ -39,6 +39,26 @@ class Trade(AvroModel):
     size: Amount  # type: ignore[valid-type]
     side: Side = Side.NONE
     trade_id: Optional[str] = None  # noqa: UP045 - dataclasses-avroschema reads Optional
+    conditions: Optional[str] = None  # noqa: UP045
+    venue: Optional[str] = None  # noqa: UP045
+
+    class Meta:
+        namespace = "k2"
+
+
+@dataclass
+class Quote(AvroModel):
+    """The best bid and ask as the venue reported them; a side without orders is null."""
+
+    exchange: str
+    symbol: str
+    sequence: int  # the venue's number, per (exchange, symbol) and session; not that of trades
+    ts_event: int  # ns since the epoch, UTC: when the venue's book became so
+    ts_recv: int  # ns since the epoch, UTC: when the feed received it
+    bid_price: Optional[Amount] = None  # type: ignore[valid-type]  # noqa: UP045
+    bid_size: Optional[Amount] = None  # type: ignore[valid-type]  # noqa: UP045
+    ask_price: Optional[Amount] = None  # type: ignore[valid-type]  # noqa: UP045
+    ask_size: Optional[Amount] = None  # type: ignore[valid-type]  # noqa: UP045
     conditions: Optional[str] = None  # noqa: UP045
     venue: Optional[str] = None  # noqa: UP045
 

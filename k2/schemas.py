@@ -1,28 +1,31 @@
-"""Avro, Arrow and Iceberg schemas, all derived from `k2.records`."""
+"""Avro, Arrow and Iceberg schemas, all derived from `k2.records`; and the kinds of record."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from k2.records import PRICE_PRECISION, PRICE_SCALE, Side, Trade
+from k2.records import Quote, Side, Trade
 
 __all__ = [
     "GAPS",
     "GAP_KINDS",
     "GAP_STATUSES",
+    "KINDS",
+    "QUOTES",
     "REJECTS",
     "REPLAYS",
     "SIDES",
     "TRADES",
-    "TRADE_AVRO",
-    "TRADE_BATCH",
     "VERDICTS",
+    "Kind",
+    "kind_of",
 ]
 
-#: Verdicts of the sequence check; a duplicate is not written to trades but to rejects.
+#: Verdicts of the sequence check; a duplicate is not written to its table but to rejects.
 VERDICTS = ("first", "ok", "gap", "late", "reset", "duplicate")
 
 #: What the gap ledger tells of, in the order in which it tells of what one record caused.
@@ -34,10 +37,47 @@ GAP_STATUSES = ("open", "partly_filled", "filled", "forgotten", "accepted")
 
 SIDES = tuple(side.value for side in Side)
 
-TRADE_AVRO: dict[str, Any] = json.loads(Trade.avro_schema())
-
-_AMOUNT = pa.decimal128(PRICE_PRECISION, PRICE_SCALE)
 _TIME = pa.timestamp("us", tz="UTC")
+
+#: Where a row came from; with these four the audit can name any record of any topic.
+_SOURCE_FIELDS = [
+    pa.field("kafka_cluster", pa.string(), nullable=False),
+    pa.field("kafka_topic", pa.string(), nullable=False),
+    pa.field("kafka_partition", pa.int32(), nullable=False),
+    pa.field("kafka_offset", pa.int64(), nullable=False),
+]
+_INGEST_TIME = pa.field("ingest_time", _TIME, nullable=False)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Kind:
+    """A kind of record: everything in which trades and quotes differ for most of K2."""
+
+    name: str  # of the Iceberg table, of the topics, of the command and the view
+    avro: dict[str, Any]  # schema of a value
+    columns: pa.Schema  # the record's own fields, in their order
+    batch: pa.Schema  # of what was decoded: the columns, and the offset of each row
+    table: pa.Schema  # of the Iceberg table
+
+    def __repr__(self) -> str:
+        return f"Kind({self.name!r})"
+
+    def topic(self, exchange: str) -> str:
+        """Name the topic of an exchange."""
+        return f"{self._topics}{exchange.lower()}"
+
+    def has_topic(self, topic: str) -> bool:
+        """Whether a topic, of whatever exchange, holds this kind."""
+        return topic.startswith(self._topics)
+
+    @property
+    def _topics(self) -> str:
+        return f"market.{self.name}."
+
+
+def kind_of(topic: str) -> Kind | None:
+    """Return the kind of record that a topic holds; None: it is no topic of a feed."""
+    return next((kind for kind in KINDS if kind.has_topic(topic)), None)
 
 
 def _arrow_type(avro: Any) -> pa.DataType:
@@ -58,35 +98,26 @@ def _arrow_field(avro: dict[str, Any]) -> pa.Field:
     )
 
 
-_TRADE_FIELDS = {field["name"]: _arrow_field(field) for field in TRADE_AVRO["fields"]}
-
-#: Where a row came from; with these four the audit can name any record of any topic.
-_SOURCE_FIELDS = [
-    pa.field("kafka_cluster", pa.string(), nullable=False),
-    pa.field("kafka_topic", pa.string(), nullable=False),
-    pa.field("kafka_partition", pa.int32(), nullable=False),
-    pa.field("kafka_offset", pa.int64(), nullable=False),
-]
-_INGEST_TIME = pa.field("ingest_time", _TIME, nullable=False)
-
-#: A decoded batch: the record's own fields in their order, then the offset of each row.
-TRADE_BATCH = pa.schema(
-    [*_TRADE_FIELDS.values(), pa.field("kafka_offset", pa.int64(), nullable=False)]
-)
-
-#: The Iceberg table of trades.
-TRADES = pa.schema(
-    [
-        _TRADE_FIELDS["exchange"],
-        _TRADE_FIELDS["symbol"],
+def _kind(name: str, record: type[Trade | Quote]) -> Kind:
+    avro = json.loads(record.avro_schema())
+    columns = pa.schema([_arrow_field(field) for field in avro["fields"]])
+    table = [
+        columns.field("exchange"),
+        columns.field("symbol"),
         pa.field("session", pa.date32(), nullable=False),
         pa.field("event_time", _TIME, nullable=False),
-        *(f for name, f in _TRADE_FIELDS.items() if name not in ("exchange", "symbol")),
+        *(field for field in columns if field.name not in ("exchange", "symbol")),
         pa.field("verdict", pa.string(), nullable=False),
         *_SOURCE_FIELDS,
         _INGEST_TIME,
     ]
-)
+    offset = pa.field("kafka_offset", pa.int64(), nullable=False)
+    return Kind(name, avro, columns, pa.schema([*columns, offset]), pa.schema(table))
+
+
+TRADES = _kind("trades", Trade)
+QUOTES = _kind("quotes", Quote)
+KINDS = (TRADES, QUOTES)
 
 #: The Iceberg table of rejects. `reason` is a fixed word, `detail` says what exactly was wrong.
 REJECTS = pa.schema(
@@ -129,7 +160,7 @@ _INTERVAL = pa.field("element", pa.struct(_BOUNDS), nullable=False)
 GAPS = pa.schema(
     [
         pa.field("gap_id", pa.string(), nullable=False),
-        _TRADE_FIELDS["exchange"],
+        TRADES.columns.field("exchange"),
         pa.field("symbol", pa.string()),  # null: one counter for all symbols of the partition
         pa.field("session", pa.date32(), nullable=False),
         pa.field("kind", pa.string(), nullable=False),

@@ -64,9 +64,7 @@ class Settings:
     broker_key: str = _setting("", "file", "PEM key of `broker_cert`, without a passphrase.")
     group: str = _setting("k2", "name", "Consumer group, and prefix of the changelog topics.")
     worker: str = _setting("0", "name", "Name of this worker: its folder for tables.")
-    exchanges: str = _setting(
-        "ASX,SIM", "A,B", "Exchanges whose trades are ingested, a topic each."
-    )
+    exchanges: str = _setting("ASX,SIM", "A,B", "Exchanges that are ingested, two topics each.")
     timezones: str = _setting(
         "ASX=Australia/Sydney",
         "EXCHANGE=Zone[,...]",
@@ -322,9 +320,6 @@ class Settings:
             if not (exchange and equals and value):
                 raise SettingError(f"{name}: {pair!r} is not EXCHANGE={form}")
             yield exchange, value
-
-    def trades_topic(self, exchange: str) -> str:
-        return f"market.trades.{exchange.lower()}"
 
 
 _SECRETS = tuple(spec.name for spec in fields(Settings) if spec.metadata["unit"] == "secret")

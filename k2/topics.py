@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from k2.errors import BrokerUnavailable, K2Error, SettingError, TopicMissing
+from k2.schemas import KINDS
 from k2.security import client_options
 from k2.settings import Settings
 
@@ -116,7 +117,7 @@ def check_topics(settings: Settings) -> None:
         SettingError: a topic has another number of partitions than the setting.
     """
     existing = _metadata(settings).topics
-    wanted = _trades_topics(settings)
+    wanted = _feed_topics(settings)
     if missing := [name for name in wanted if name not in existing]:
         raise TopicMissing(
             f"{', '.join(missing)}: no such topic at {settings.broker}; `k2 init` creates them"
@@ -124,8 +125,8 @@ def check_topics(settings: Settings) -> None:
     _check_partitions(wanted, existing, settings)
 
 
-def _trades_topics(settings: Settings) -> list[str]:
-    return [settings.trades_topic(exchange) for exchange in settings.exchange_names]
+def _feed_topics(settings: Settings) -> list[str]:
+    return [kind.topic(exchange) for kind in KINDS for exchange in settings.exchange_names]
 
 
 def _check_partitions(names: list[str], existing: Any, settings: Settings) -> None:
@@ -151,7 +152,7 @@ def ensure_topics(settings: Settings) -> list[str]:
         K2Error: the broker refused to create a topic.
     """
     existing = _metadata(settings).topics
-    wanted = _trades_topics(settings)
+    wanted = _feed_topics(settings)
     _check_partitions([name for name in wanted if name in existing], existing, settings)
     missing = [name for name in [*wanted, REJECTS_TOPIC] if name not in existing]
     if not missing:

@@ -11,7 +11,7 @@ import fastavro
 
 from k2.codec import Decoder
 from k2.errors import RegistryUnavailable
-from k2.schemas import TRADE_AVRO
+from k2.schemas import TRADES
 from k2.transport.fetched import Fetched, RecordBatch
 
 Row = dict[str, Any]
@@ -52,7 +52,7 @@ def varint(number: int) -> bytes:
     return bytes([*out, bits])
 
 
-def framed(row: Row, schema: dict[str, Any] = TRADE_AVRO, schema_id: int = 1) -> bytes:
+def framed(row: Row, schema: dict[str, Any] = TRADES.avro, schema_id: int = 1) -> bytes:
     stream = io.BytesIO()
     fastavro.schemaless_writer(stream, fastavro.parse_schema(copy.deepcopy(schema)), row)
     return b"\0" + schema_id.to_bytes(4, "big") + stream.getvalue()
@@ -80,5 +80,5 @@ def of_values(*values: bytes | None, first_offset: int = 0) -> Fetched:
     return fetch(batch(body, len(values)), first_offset=first_offset)
 
 
-DECODER = Decoder(Schemas({1: TRADE_AVRO}))
+DECODER = Decoder(TRADES, Schemas({1: TRADES.avro}))
 GOOD = framed(TRADE)

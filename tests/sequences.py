@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from k2.schemas import TRADE_BATCH, VERDICTS
+from k2.schemas import TRADES, VERDICTS
 from k2.sequence import Chain, Change, Memory, Rules, SymbolState, check
 
 S = 1_000_000_000
@@ -46,7 +46,7 @@ def table(rows: list[Row]) -> pa.Table:
         "venue": [None] * n,
         "kafka_offset": offset,
     }
-    return pa.table({k: list(v) for k, v in columns.items()}, schema=TRADE_BATCH)
+    return pa.table({k: list(v) for k, v in columns.items()}, schema=TRADES.batch)
 
 
 def at(*places: tuple[int, int] | int, offset: int = 0) -> list[Row]:

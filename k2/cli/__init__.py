@@ -19,6 +19,7 @@ COMMANDS = {
     "init": "k2.cli.stack:init",
     "load": "k2.cli.feeds:load",
     "offsets": "k2.cli.offsets:offsets",
+    "quotes": "k2.cli.query:quotes",
     "rejects": "k2.cli.rejects:rejects",
     "simulate": "k2.cli.feeds:simulate",
     "status": "k2.cli.query:status",

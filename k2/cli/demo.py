@@ -30,6 +30,7 @@ from k2.feeds.producer import Produced, produce
 from k2.feeds.simulate import Simulation
 from k2.lake.catalog import open_catalog
 from k2.query.engine import Engine
+from k2.schemas import TRADES
 from k2.settings import Settings
 
 __all__ = ["demo"]
@@ -198,7 +199,8 @@ class _Demo:
         """Compare what K2 found with what the simulation left out and repeated."""
         columns = ("symbol", "sequence", "verdict", "kafka_offset")
         connection = duckdb.connect()
-        connection.register("trades", self._engine.trades(EXCHANGE, columns=columns).reader())
+        rows = self._engine.records(TRADES, EXCHANGE, columns=columns)
+        connection.register("trades", rows.reader())
         connection.execute("CREATE TABLE kept AS FROM trades")
         found: list[Interval] = connection.execute(_GAPS_SQL.replace("trades", "kept")).fetchall()
         counts = dict(
@@ -276,7 +278,7 @@ class _Sending(threading.Thread):
         self.done: Produced | None = None
 
     def run(self) -> None:
-        topic = self._settings.trades_topic(EXCHANGE)
+        topic = TRADES.topic(EXCHANGE)
         try:
             self.done = produce(self._simulation, topic, self._settings, self._progress)
         except BaseException as exc:

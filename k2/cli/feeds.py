@@ -1,4 +1,4 @@
-"""`k2 load` and `k2 simulate`: trades into Kafka, from files or made up."""
+"""`k2 load` and `k2 simulate`: trades and quotes into Kafka, from files or made up."""
 
 from __future__ import annotations
 
@@ -15,24 +15,31 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from k2.errors import FeedError
-from k2.feeds.asx import BadRow, read_trades
+from k2.feeds.asx import BadRow, read
 from k2.feeds.producer import Produced, produce
 from k2.feeds.simulate import Simulation
+from k2.schemas import KINDS, QUOTES, TRADES, Kind
 from k2.settings import Settings
 from k2.settings import load as load_settings
 
 __all__ = ["load", "simulate"]
 
 BAD_ROWS_SHOWN = 20
-_JSON_HELP = "Print the summary as one JSON object on stdout."
-_RATE_HELP = "Trades per second; default: as fast as the broker takes them."
+_JSON_HELP = "Print the summary on stdout, a JSON object for each topic."
+_RATE_HELP = "Records per second; default: as fast as the broker takes them."
 
 
 @click.command()
 @click.option(
     "--format", "kind_of_file", type=click.Choice(["asx"]), required=True, help="File format."
 )
-@click.option("--kind", type=click.Choice(["trades"]), required=True, help="What the files hold.")
+@click.option(
+    "--kind",
+    "name",
+    type=click.Choice([kind.name for kind in KINDS]),
+    required=True,
+    help="What the files hold.",
+)
 @click.option("--symbol", required=True, help="Symbol of every row, such as BHP.")
 @click.option("--exchange", default="ASX", show_default=True, help="Exchange of every row.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help=_RATE_HELP)
@@ -40,37 +47,38 @@ _RATE_HELP = "Trades per second; default: as fast as the broker takes them."
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 def load(
     kind_of_file: str,
-    kind: str,
+    name: str,
     symbol: str,
     exchange: str,
     rate: float | None,
     as_json: bool,
     files: tuple[Path, ...],
 ) -> None:
-    """Load trade FILEs of one symbol into the exchange's topic.
+    """Load FILEs with trades or quotes of one symbol into the exchange's topic.
 
-    Every FILE is read before the first trade is sent. Bad rows are listed as file:line: reason and
+    Every FILE is read before the first row is sent. Bad rows are listed as file:line: reason and
     left out; the rest is sent, and the exit code is 1. A row's number within its day is its
     sequence: a bad row shows as a gap, which the repaired file fills when it is loaded again. Name
     all FILEs of a day at once, in their order.
     """
     settings = load_settings()
+    (kind,) = (kind for kind in KINDS if kind.name == name)
     tables: list[pa.Table] = []
     bad: list[BadRow] = []
     rows_before: dict[str, int] = {}
     for path in files:
-        table, rejected = read_trades(path, symbol, exchange, rows_before)
+        table, rejected = read(kind, path, symbol, exchange, rows_before)
         tables.append(table)
         bad += rejected
     total = sum(table.num_rows for table in tables)
-    topic = settings.trades_topic(exchange)
+    topic = kind.topic(exchange)
     done = _produce(tables, total, topic, settings, rate)
     for row in bad[:BAD_ROWS_SHOWN]:
         click.echo(f"{row.file}:{row.line}: {row.reason}", err=True)
     if bad:
         shown = f", the first {BAD_ROWS_SHOWN} shown" if len(bad) > BAD_ROWS_SHOWN else ""
         click.echo(f"bad rows left out: {len(bad)}{shown}", err=True)
-    _summary(done, topic, as_json, {"bad_rows": len(bad), "files": len(files)})
+    _summary(done, kind, topic, as_json, {"bad_rows": len(bad), "files": len(files)})
     if bad:
         sys.exit(1)
 
@@ -78,6 +86,9 @@ def load(
 @click.command()
 @click.option(
     "--trades", type=click.IntRange(1), default=100_000, show_default=True, help="Trades made."
+)
+@click.option(
+    "--quotes", type=click.IntRange(0), default=0, show_default=True, help="Quotes made too."
 )
 @click.option(
     "--symbols", type=click.IntRange(1, 65_535), default=100, show_default=True, help="Symbols."
@@ -95,13 +106,14 @@ def load(
 @click.option(
     "--journal", type=click.Path(path_type=Path), help="Write what was injected here (JSON)."
 )
-@click.option("--exchange", default="SIM", show_default=True, help="Exchange of every trade.")
+@click.option("--exchange", default="SIM", show_default=True, help="Exchange of every row.")
 @click.option(
     "--date", type=click.DateTime(["%Y-%m-%d"]), help="Trading date; default: today (UTC)."
 )
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 def simulate(
     trades: int,
+    quotes: int,
     symbols: int,
     seed: int,
     rate: float | None,
@@ -114,36 +126,44 @@ def simulate(
     date: dt.datetime | None,
     as_json: bool,
 ) -> None:
-    """Make up a trading day and send it to the exchange's topic.
+    """Make up a trading day and send it to the exchange's topics: trades, then quotes if asked for.
 
-    Equal options give equal trades: sending a day twice gives duplicates, and so does another day
+    Equal options give equal records: sending a day twice gives duplicates, and so does another day
     of the same exchange and date, whose symbols and sequences are the same. Faults are injected on
-    request, and the journal says exactly what K2 has to find in an empty topic.
+    request, as many into the quotes as into the trades, and the journal says exactly what K2 has to
+    find in an empty topic.
     """
     day = (date or dt.datetime.now(dt.UTC)).date()
     settings = load_settings()
-    simulation = Simulation(
-        seed,
-        symbols,
-        trades,
-        exchange,
-        day,
-        zone=settings.exchange_zones.get(exchange, "UTC"),
-        reset_window_ms=settings.reset_window_ms,
-        gaps=gaps,
-        duplicates=duplicates,
-        late=late,
-        resets=resets,
-    )
-    topic = settings.trades_topic(exchange)
-    done = _produce(simulation, simulation.journal.sent, topic, settings, rate)
+    faults = {"gaps": gaps, "duplicates": duplicates, "late": late, "resets": resets}
+    days = {
+        kind: Simulation(
+            seed,
+            symbols,
+            rows,
+            exchange,
+            day,
+            zone=settings.exchange_zones.get(exchange, "UTC"),
+            reset_window_ms=settings.reset_window_ms,
+            **faults,
+            kind=kind,
+        )
+        for kind, rows in ((TRADES, trades), (QUOTES, quotes))
+        if rows
+    }
+    sent = {
+        kind: _produce(simulation, simulation.journal.sent, kind.topic(exchange), settings, rate)
+        for kind, simulation in days.items()
+    }
     if journal is not None:
+        journals = {kind.name: simulation.journal for kind, simulation in days.items()}
         try:
-            simulation.journal.to_json(journal)
+            journals.pop(TRADES.name).to_json(journal, **journals)
         except OSError as exc:
             raise FeedError(f"{journal}: cannot be written: {exc.strerror or exc}") from exc
-    faults = {"gaps": gaps, "duplicates": duplicates, "late": late, "resets": resets}
-    _summary(done, topic, as_json, {"date": day.isoformat(), "seed": seed} | faults)
+    for kind, done in sent.items():
+        more = {"date": day.isoformat(), "seed": seed} | faults
+        _summary(done, kind, kind.topic(exchange), as_json, more)
 
 
 def _produce(
@@ -161,11 +181,13 @@ def _produce(
         return produce(tables, topic, settings, lambda n: bar.update(task, completed=n), rate)
 
 
-def _summary(done: Produced, topic: str, as_json: bool, more: dict[str, object]) -> None:
+def _summary(
+    done: Produced, kind: Kind, topic: str, as_json: bool, more: dict[str, object]
+) -> None:
     speed = done.count / done.seconds if done.seconds else 0.0
     click.echo(
-        f"{done.count:,} trades ({done.bytes:,} bytes) to {topic} "
-        f"in {done.seconds:.2f} s: {speed:,.0f} trades/s",
+        f"{done.count:,} {kind.name} ({done.bytes:,} bytes) to {topic} "
+        f"in {done.seconds:.2f} s: {speed:,.0f} a second",
         err=True,
     )
     if as_json:

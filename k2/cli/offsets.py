@@ -49,7 +49,7 @@ def offsets() -> None:
 @offsets.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line (NDJSON).")
 def show(as_json: bool) -> None:
-    """Show the next offset of every source in both tables, its log's bounds, and a verdict.
+    """Show the next offset of every source, its log's bounds, and a verdict.
 
     Exit code 1 when a log of the present cluster does not reach from the next offset, or is not the
     one of its name that K2 has read.
@@ -72,11 +72,11 @@ def show(as_json: bool) -> None:
 
 
 def _row(source: Source, stored: Offsets, logs: Logs | None) -> dict[str, Any]:
-    following = stored.trades.get(source)
+    following = stored.records.get(source)
     log = logs.log(source) if logs is not None else None
     return {
         **source._asdict(),
-        "trades": following,
+        "next_offset": following,
         "rejects": stored.rejects.get(source),
         "log_start": log.start if log else None,
         "log_end": log.end if log else None,
@@ -109,7 +109,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("cluster", "topic"):
         table.add_column(name)
-    for name in ("partition", "trades", "rejects", "log start", "log end", "lag"):
+    for name in ("partition", "next offset", "rejects", "log start", "log end", "lag"):
         table.add_column(name, justify="right")
     table.add_column("verdict")
     for row in rows:
@@ -144,8 +144,8 @@ def move(
 ) -> None:
     """Let K2 go on at another offset of a log of the present cluster; --yes does it.
 
-    Both tables get it in a fenced commit of their own, with who, when and why, so that `k2 verify`
-    knows that the records between were given up. Refused while workers run.
+    Its table and that of rejects get it in a fenced commit each, with who, when and why, so that
+    `k2 verify` knows that the records between were given up. Refused while workers run.
 
     \b
     k2 offsets move market.trades.sim 0 --to start --reason "retention outran us"
@@ -163,7 +163,7 @@ def move(
             raise BadQuery("topic", f"{topic} was made anew: see `k2 offsets accept --help`")
         source = Source(cluster, topic, partition)
         to = _target(target, log)
-        before = stored.trades.get(source)
+        before = stored.records.get(source)
         if not log.start <= to <= log.end and not force:
             raise BadQuery("to", f"{to} is outside of the log, {log.start}..{log.end}")
         if before is not None and to < before and not force:
@@ -252,7 +252,7 @@ def forget(cluster: str, reason: str, dry_run: bool, yes: bool, force: bool) -> 
                 "start; --force does it all the same",
             )
         for source in gone:
-            click.echo(f"{source}: next offset {stored.trades.get(source)} -> none")
+            click.echo(f"{source}: next offset {stored.records.get(source)} -> none")
         if _confirmed(logs, yes, dry_run, force):
             # A present topic that is made anew one day must still be told from its former self.
             stored.forget(gone, reason, topics=logs is not None and not present)

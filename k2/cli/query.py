@@ -1,4 +1,4 @@
-"""`k2 trades`, `k2 bars`, `k2 status`: the tables' rows, read without a worker."""
+"""`k2 trades`, `k2 quotes`, `k2 bars`, `k2 status`: the tables' rows, read without a worker."""
 
 from __future__ import annotations
 
@@ -11,45 +11,66 @@ from rich.table import Table
 
 from k2.cli.output import bounds, console, form_of, opened, ranged, run, write
 from k2.query.times import interval_ns, iso
+from k2.schemas import QUOTES, TRADES, Kind
 
-__all__ = ["bars", "status", "trades"]
+__all__ = ["bars", "quotes", "status", "trades"]
 
-TRADES_SHOWN = (
-    "ts_event", "exchange", "symbol", "price", "size", "side", "sequence", "verdict",
-)  # fmt: skip
+#: Columns of the table for people.
+SHOWN = {
+    TRADES: ("ts_event", "exchange", "symbol", "price", "size", "side", "sequence", "verdict"),
+    QUOTES: (
+        "ts_event", "exchange", "symbol", "bid_size", "bid_price", "ask_price", "ask_size",
+        "sequence", "verdict",
+    ),
+}  # fmt: skip
 
-
-@click.command()
-@click.option(
-    "--symbol", "symbols", metavar="S", multiple=True, help="Of this symbol only; repeat for more."
-)
-@ranged
-def trades(
-    symbols: tuple[str, ...],
-    exchange: str | None,
-    start: str | None,
-    end: str | None,
-    limit: int | None,
-    as_json: bool,
-    as_csv: bool,
-) -> None:
-    """Show the trades of [START, END), oldest first, from the committed snapshot.
+_HELP = """Show the {kind} of [START, END), oldest first, from the committed snapshot.
 
     A table of the first 20 for people; with --json or --csv all of them, with the columns of
-    /v1/trades: prices exact, times in ns. A note on stderr says when a limit cut rows off.
+    /v1/{kind}: prices exact, times in ns. A note on stderr says when a limit cut rows off.
 
     \b
-    k2 trades --symbol BHP --start 2014-03-10T00:00 --end 2014-03-10T00:05
-    k2 trades --symbol BHP --symbol RIO --json | jq -r .price
+    k2 {kind} --symbol BHP --start 2014-03-10T00:00 --end 2014-03-10T00:05
+    k2 {kind} --symbol BHP --symbol RIO --json | jq -r .{column}
     """
-    form, most = form_of(as_json, as_csv, limit)
-    since, until = bounds(start, end)
-    with opened() as (engine, stop):
-        rows = run(
-            stop,
-            lambda: engine.trades(exchange, symbols or None, since, until, most, stop=stop),
-        )
-        write(rows, form, stop, TRADES_SHOWN)
+
+
+def _records(kind: Kind, column: str) -> click.Command:
+    """The command that shows records of a kind; `column` is for its example."""
+
+    @click.command(kind.name, help=_HELP.format(kind=kind.name, column=column))
+    @click.option(
+        "--symbol",
+        "symbols",
+        metavar="S",
+        multiple=True,
+        help="Of this symbol only; repeat for more.",
+    )
+    @ranged
+    def show(
+        symbols: tuple[str, ...],
+        exchange: str | None,
+        start: str | None,
+        end: str | None,
+        limit: int | None,
+        as_json: bool,
+        as_csv: bool,
+    ) -> None:
+        form, most = form_of(as_json, as_csv, limit)
+        since, until = bounds(start, end)
+        of = symbols or None
+        with opened() as (engine, stop):
+            rows = run(
+                stop,
+                lambda: engine.records(kind, exchange, of, since, until, most, stop=stop),
+            )
+            write(rows, form, stop, SHOWN[kind])
+
+    return show
+
+
+trades = _records(TRADES, "price")
+quotes = _records(QUOTES, "bid_price")
 
 
 @click.command()
@@ -100,21 +121,24 @@ def status(verdicts: bool, as_json: bool) -> None:
     """
     with opened() as (engine, stop):
         state = engine.status()
+        tables = {TRADES: state, QUOTES: state[QUOTES.name]}
         if verdicts:
-            state["verdicts"] = run(stop, lambda: engine.verdicts(stop))
+            for kind, table in tables.items():
+                table["verdicts"] = run(stop, lambda: engine.verdicts(kind, stop))  # noqa: B023
     if as_json:
         click.echo(orjson.dumps(state))
-    else:
-        _show_status(state)
+        return
+    for table in tables.values():
+        _show_facts(table)
+    _show_offsets([source for table in tables.values() for source in table["offsets"]])
 
 
-def _show_status(state: dict[str, Any]) -> None:
-    screen = console()
+def _show_facts(state: dict[str, Any]) -> None:
     age = state["commit_age_seconds"]
     facts = {
         "table": state["table"],
         "rows": f"{state['rows']:,}",
-        "rejects": f"{state['rejects']:,}",
+        **({"rejects": f"{state['rejects']:,}"} if "rejects" in state else {}),
         "files": f"{state['files']:,}",
         "snapshot": "none yet" if age is None else state["snapshot_id"],
         "last commit": "never" if age is None else f"{age:,.1f} s ago, {iso(state['snapshot_ts'])}",
@@ -123,10 +147,13 @@ def _show_status(state: dict[str, Any]) -> None:
     table = Table(box=None, show_header=False)
     for name, value in facts.items():
         table.add_row(name, str(value))
-    screen.print(table)
-    if state["offsets"]:
+    console().print(table)
+
+
+def _show_offsets(offsets: list[dict[str, Any]]) -> None:
+    if offsets:
         sources = Table("topic", "partition", "next offset", "cluster", box=box.SIMPLE_HEAD)
-        for s in state["offsets"]:
+        for s in offsets:
             cells = (s["topic"], s["partition"], s["next_offset"], s["cluster"])
             sources.add_row(*map(str, cells))
-        screen.print(sources)
+        console().print(sources)

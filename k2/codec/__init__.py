@@ -1,4 +1,4 @@
-"""Bytes of Kafka's records to columns of trades, and trades to bytes."""
+"""Bytes of Kafka's records to columns of trades or quotes, and those to bytes."""
 
 from k2.codec.decode import Decoded, Decoder, WriterSchemas
 from k2.codec.encode import encode

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from k2.codec.fields import FIELDS, read_fields, require, sizes
 from k2.codec.framing import container
 from k2.codec.layout import FRAME_BYTES
 from k2.codec.raw import Raw, timestamps
-from k2.schemas import TRADE_BATCH
+from k2.schemas import Kind
 from k2.transport.fetched import RecordBatch
 
 __all__ = ["read_block"]
@@ -30,10 +31,11 @@ Ints = npt.NDArray[np.int64]
 _RECORD_BYTES_MIN = 7  # length, attributes, two deltas, two lengths, header count
 
 
-def _block_fields(keyed: bool) -> list[dict[str, Any]]:
+@cache
+def _block_fields(kind: Kind, keyed: bool) -> list[dict[str, Any]]:
     # What must be zero is read as a long: 0 has one shortest encoding. The schema id is read
     # as a float, which is any four bytes. A null key is the length -1 alone.
-    kinds = {
+    types = {
         "k__length": "long",
         "k__attributes": "long",
         "k__timestamp": "long",
@@ -43,20 +45,17 @@ def _block_fields(keyed: bool) -> list[dict[str, Any]]:
         "k__magic": "long",
         "k__schema": "float",
     }
-    framing = [{"name": name, "type": kind} for name, kind in kinds.items()]
-    return [*framing, *FIELDS, {"name": "k__headers", "type": "long"}]
-
-
-_BLOCK = {keyed: _block_fields(keyed) for keyed in (True, False)}
+    framing = [{"name": name, "type": each} for name, each in types.items()]
+    return [*framing, *FIELDS[kind], {"name": "k__headers", "type": "long"}]
 
 
 def read_block(
-    batches: Sequence[RecordBatch], schema_id: bytes, keyed: bool
+    kind: Kind, batches: Sequence[RecordBatch], schema_id: bytes, keyed: bool
 ) -> tuple[pa.Table, Raw]:
     """Read n records of one schema as one block and prove that nothing was misread.
 
     Returns:
-        n rows of TRADE_BATCH, and where their keys and values lie.
+        n rows of `kind.batch`, and where their keys and values lie.
 
     The proof: `ends`, summed from the lengths that were read, hits the end of every batch. Polars
     has used at least the shortest encoding of each number it returned, and a record's parts in
@@ -71,7 +70,7 @@ def read_block(
     require(counts > 0)
     n = int(counts.sum())
     require(n * _RECORD_BYTES_MIN <= len(body))
-    frame = pl.read_avro(io.BytesIO(container(_BLOCK[keyed], body, n)))
+    frame = pl.read_avro(io.BytesIO(container(_block_fields(kind, keyed), body, n)))
     require(frame.height == n)
 
     def ints(name: str) -> Ints:
@@ -104,7 +103,7 @@ def read_block(
     # One byte of attributes before, one of the header count behind.
     require(length == 2 + sizes(timestamp) + sizes(delta) + head + key + sizes(value) + value)
 
-    columns = read_fields(frame, body, ends - 1 - value + FRAME_BYTES, ends - 1)
+    columns = read_fields(kind, frame, body, ends - 1 - value + FRAME_BYTES, ends - 1)
     base = np.array([batch.base_offset for batch in batches], np.int64)
     columns.append(pa.array(np.repeat(base, counts) + delta))
     value_at = ends - 1 - value
@@ -117,4 +116,4 @@ def read_block(
         value_at,
         ends - 1,
     )
-    return pa.Table.from_arrays(columns, schema=TRADE_BATCH), raw
+    return pa.Table.from_arrays(columns, schema=kind.batch), raw

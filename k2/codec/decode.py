@@ -22,7 +22,7 @@ from k2.codec.framing import first_record
 from k2.codec.layout import FRAME_BYTES
 from k2.codec.raw import Raw
 from k2.codec.records import Ask, RecordReader, Reject, is_ours
-from k2.schemas import TRADE_BATCH
+from k2.schemas import Kind
 from k2.transport.fetched import Fetched, RecordBatch
 
 __all__ = ["Decoded", "Decoder", "WriterSchemas"]
@@ -32,7 +32,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """Rows (TRADE_BATCH) and rejects of one fetch, both in offset order."""
+    """Rows (`Kind.batch`) and rejects of one fetch, both in offset order."""
 
     rows: pa.Table
     rejects: list[Reject]
@@ -58,11 +58,11 @@ class WriterSchemas(Protocol):
 
 
 class Decoder:
-    """Decodes fetches; may be used from several threads at once."""
+    """Decodes fetches of one kind; may be used from several threads at once."""
 
-    def __init__(self, schemas: WriterSchemas) -> None:
-        self._schemas = schemas
-        self._singly = RecordReader()
+    def __init__(self, kind: Kind, schemas: WriterSchemas) -> None:
+        self._kind, self._schemas = kind, schemas
+        self._singly = RecordReader(kind)
 
     def decode(self, fetched: Fetched) -> Decoded:
         """Decode every record with an offset of at least `fetched.first_offset`.
@@ -74,23 +74,24 @@ class Decoder:
         # A registry is asked once a fetch for an id, be it unknown, however many records name it.
         ask = cache(self._schemas.get)
         with metrics.decode_seconds.time():
-            whole = _block(fetched.batches, ask)
+            whole = _block(self._kind, fetched.batches, ask)
             parts = [whole] if whole is not None else []
             for batch in fetched.batches if whole is None else ():
-                part = _block((batch,), ask) if len(fetched.batches) > 1 else None
+                part = _block(self._kind, (batch,), ask) if len(fetched.batches) > 1 else None
                 if part is None:
                     metrics.decoded_batches_total.labels(path="records").inc()
                     table, raw, refused = self._singly.read(batch, fetched.first_offset, ask)
                     part = table, raw
                     rejects += refused
                 parts.append(part)
-        rows = pa.concat_tables([TRADE_BATCH.empty_table(), *(table for table, _ in parts)])
+        empty = self._kind.batch.empty_table()
+        rows = pa.concat_tables([empty, *(table for table, _ in parts)])
         offsets = rows.column("kafka_offset").to_numpy()
         skipped = int(np.searchsorted(offsets, fetched.first_offset))
         return Decoded(rows.slice(skipped), rejects, tuple(raw for _, raw in parts), skipped)
 
 
-def _block(batches: Sequence[RecordBatch], ask: Ask) -> tuple[pa.Table, Raw] | None:
+def _block(kind: Kind, batches: Sequence[RecordBatch], ask: Ask) -> tuple[pa.Table, Raw] | None:
     """Read whole batches as one block; None: that cannot be proven right."""
     if not batches or any(batch.problem for batch in batches):
         return None
@@ -98,9 +99,9 @@ def _block(batches: Sequence[RecordBatch], ask: Ask) -> tuple[pa.Table, Raw] | N
     if first is None or first.value is None:
         return None
     frame = bytes(batches[0].body[first.value])[:FRAME_BYTES]
-    if not is_ours(frame, ask):
+    if not is_ours(kind, frame, ask):
         return None
-    block = attempt(read_block, batches, frame[1:], first.key is not None)
+    block = attempt(read_block, kind, batches, frame[1:], first.key is not None)
     if block is not None:
         metrics.decoded_batches_total.labels(path="block").inc(len(batches))
     return block

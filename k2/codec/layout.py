@@ -1,13 +1,25 @@
-"""How a trade lies in bytes: the fields in order, and the word for how each is encoded."""
+"""How a record lies in bytes: the fields in order, and the word for how each is encoded."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from k2.records import PRICE_PRECISION, PRICE_SCALE
-from k2.schemas import SIDES, TRADE_AVRO
+from k2.schemas import KINDS, SIDES, Kind
 
-__all__ = ["DECIMAL", "ENUM", "FRAME_BYTES", "LAYOUT", "OPTIONAL", "layout"]
+__all__ = [
+    "DECIMAL",
+    "ENUM",
+    "FRAME_BYTES",
+    "LAYOUTS",
+    "OPTIONAL",
+    "OPTIONAL_DECIMAL",
+    "Layout",
+    "is_laid_out",
+]
+
+#: Name and encoding of each field.
+Layout = tuple[tuple[str, str], ...]
 
 #: Confluent's frame before the datum: 0x00 and four bytes of schema id.
 FRAME_BYTES = 5
@@ -36,19 +48,24 @@ def _unqualified(avro: dict[str, Any]) -> str:
     return str(avro.get("name")).rpartition(".")[2]
 
 
-def layout(schema: Any) -> tuple[tuple[str, str], ...]:
-    """Name and encoding of each field of a record of trades; () for anything else."""
+def _layout(schema: dict[str, Any]) -> Layout:
+    return tuple((field["name"], _kind(field["type"])) for field in schema["fields"])
+
+
+def is_laid_out(kind: Kind, schema: Any) -> bool:
+    """Whether what is written by this schema lies as K2's own records of the kind do."""
     if not isinstance(schema, dict) or schema.get("type") != "record":
-        return ()
-    if _unqualified(schema) != TRADE_AVRO["name"]:
-        return ()
+        return False
+    if _unqualified(schema) != kind.avro["name"]:
+        return False
     try:
-        return tuple((field["name"], _kind(field["type"])) for field in schema["fields"])
+        return _layout(schema) == LAYOUTS[kind]
     except (KeyError, TypeError):  # the registry holds anything that is JSON
-        return ()
+        return False
 
 
-LAYOUT = layout(TRADE_AVRO)
+LAYOUTS = {kind: _layout(kind.avro) for kind in KINDS}
 DECIMAL = f"bytes decimal { ({'precision': PRICE_PRECISION, 'scale': PRICE_SCALE}) }"
 ENUM = f"enum Side {','.join(SIDES)}"
 OPTIONAL = "null|string"
+OPTIONAL_DECIMAL = f"null|{DECIMAL}"

@@ -19,10 +19,10 @@ import pyarrow as pa
 
 from k2.codec.fields import attempt, read_datums
 from k2.codec.framing import Record, check_datum, records
-from k2.codec.layout import DECIMAL, FRAME_BYTES, LAYOUT, layout
+from k2.codec.layout import DECIMAL, FRAME_BYTES, LAYOUTS, OPTIONAL_DECIMAL, is_laid_out
 from k2.codec.raw import Raw, in_range, timestamps
 from k2.records import PRICE_PRECISION, PRICE_SCALE
-from k2.schemas import TRADE_AVRO, TRADE_BATCH
+from k2.schemas import Kind
 from k2.transport.fetched import RecordBatch
 
 __all__ = ["Ask", "RecordReader", "Reject", "is_ours"]
@@ -38,15 +38,13 @@ Ints = npt.NDArray[np.int64]
 Ask = Callable[[int], dict[str, Any] | None]
 
 _LIMIT = 10**PRICE_PRECISION
-_TYPES = [(name, TRADE_BATCH.field(name).type) for name, _ in LAYOUT]
 _TIMES = ("ts_event", "ts_recv")
-_READER = fastavro.parse_schema(TRADE_AVRO)
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A record that is no trade. `reason`: null_value, bad_magic, unknown_schema, truncated,
-    trailing_bytes, invalid_value or broken_record; `detail` says what exactly.
+    """A record that is none of its kind. `reason`: null_value, bad_magic, unknown_schema,
+    truncated, trailing_bytes, invalid_value or broken_record; `detail` says what exactly.
 
     The value of a broken record is all that could not be read, in the last resort the rest of its
     batch; the records that it took along come without one.
@@ -63,13 +61,15 @@ class Reject:
 class RecordReader:
     """Reads batches record by record; may be used from several threads at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
+        self._schema = fastavro.parse_schema(kind.avro)
         self._writers: dict[int, _Writer] = {}
 
     def read(
         self, batch: RecordBatch, first_offset: int, ask: Ask
     ) -> tuple[pa.Table, Raw, list[Reject]]:
-        """Return rows (TRADE_BATCH), where they lie, and rejects; all in offset order.
+        """Return rows (`Kind.batch`), where they lie, and rejects; all in offset order.
 
         Args:
             ask: for a writer schema by its id; it may be asked again and again.
@@ -93,9 +93,9 @@ class RecordReader:
             else:
                 rows.append(row)
                 good.append(i)
-        columns = [pa.array([row[name] for row in rows], kind) for name, kind in _TYPES]
+        columns = [pa.array([row[f.name] for row in rows], f.type) for f in self._kind.columns]
         tables.append((np.array(good, np.int64), columns))
-        return *_assemble(batch, body, found, tables), rejects
+        return *_assemble(self._kind, batch, body, found, tables), rejects
 
     def _bulk(
         self, body: bytes, found: Sequence[Record], ask: Ask
@@ -108,7 +108,7 @@ class RecordReader:
         for i, value in enumerate(values):
             frame = value[:FRAME_BYTES]
             if frame not in known:
-                known[frame] = is_ours(frame, ask)
+                known[frame] = is_ours(self._kind, frame, ask)
             (plain if known[frame] and not found[i].problem else rest).append(i)
         tables = []
         runs = [plain]
@@ -119,7 +119,7 @@ class RecordReader:
                 continue
             datums = [values[i][FRAME_BYTES:] for i in run]
             lengths = np.array([len(datum) for datum in datums])
-            columns = attempt(read_datums, b"".join(datums), lengths)
+            columns = attempt(read_datums, self._kind, b"".join(datums), lengths)
             if columns is not None:
                 tables.append((np.array(run), columns))
             else:
@@ -143,8 +143,8 @@ class RecordReader:
         datum = value[FRAME_BYTES:]
         try:
             end = check_datum(writer.schema, writer.names, datum)
-            row: Any = fastavro.schemaless_reader(io.BytesIO(datum), writer.schema, _READER)
-            _check_row(row)
+            row: Any = fastavro.schemaless_reader(io.BytesIO(datum), writer.schema, self._schema)
+            _check_row(self._kind, row)
         except EOFError as exc:
             return "truncated", str(exc), None
         except Exception as exc:  # fastavro raises whatever Python raises on bad bytes
@@ -164,11 +164,11 @@ class RecordReader:
         return known
 
 
-def is_ours(frame: bytes, ask: Ask) -> bool:
-    """Whether what follows such a frame lies as LAYOUT says."""
+def is_ours(kind: Kind, frame: bytes, ask: Ask) -> bool:
+    """Whether what follows such a frame lies as K2's own records of the kind do."""
     if len(frame) < FRAME_BYTES or frame[0] != 0:
         return False
-    return layout(ask(int.from_bytes(frame[1:], "big"))) == LAYOUT
+    return is_laid_out(kind, ask(int.from_bytes(frame[1:], "big")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +216,7 @@ def _cut(batch: RecordBatch, body: bytes) -> Iterator[Record]:
 
 
 def _assemble(
+    kind: Kind,
     batch: RecordBatch,
     body: bytes,
     found: Sequence[Record],
@@ -231,13 +232,13 @@ def _assemble(
     deltas, *places = np.array(spans, np.int64).reshape(-1, 5).T
     raw = Raw(body, timestamps((batch,), np.array([len(kept)]), deltas), *places)
     rows = [column.take(pa.array(order)) for column in columns]
-    return pa.Table.from_arrays([*rows, offsets], schema=TRADE_BATCH), raw
+    return pa.Table.from_arrays([*rows, offsets], schema=kind.batch), raw
 
 
-def _check_row(row: dict[str, Any]) -> None:
-    for name, kind in LAYOUT:
+def _check_row(kind: Kind, row: dict[str, Any]) -> None:
+    for name, word in LAYOUTS[kind]:
         value = row[name]
-        if kind == DECIMAL:
+        if word == DECIMAL or (word == OPTIONAL_DECIMAL and value is not None):
             if not isinstance(value, Decimal):
                 raise ValueError(f"{name}: {value!r} is not a decimal")
             with localcontext(prec=100):
@@ -246,7 +247,7 @@ def _check_row(row: dict[str, Any]) -> None:
                     raise ValueError(
                         f"{name}: {value} is not decimal({PRICE_PRECISION},{PRICE_SCALE})"
                     )
-        elif kind == "long" and not -(1 << 63) <= value < 1 << 63:
+        elif word == "long" and not -(1 << 63) <= value < 1 << 63:
             raise ValueError(f"{name}: {value} does not fit 64 bits")
 
 

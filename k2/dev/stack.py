@@ -22,7 +22,7 @@ from k2.dev.server import Running
 from k2.errors import K2Error, SettingError
 from k2.lake.catalog import ensure_tables, open_catalog
 from k2.registry import open_registry
-from k2.schemas import TRADE_AVRO
+from k2.schemas import KINDS
 from k2.settings import Settings
 from k2.topics import cluster_id, ensure_topics
 
@@ -46,8 +46,9 @@ def init(settings: Settings) -> list[str]:
     created = ensure_topics(settings)
     ensure_tables(open_catalog(settings), settings)
     registry = open_registry(settings)
-    for exchange in settings.exchange_names:
-        registry.register(f"{settings.trades_topic(exchange)}-value", TRADE_AVRO)
+    for kind in KINDS:
+        for exchange in settings.exchange_names:
+            registry.register(f"{kind.topic(exchange)}-value", kind.avro)
     return created
 
 

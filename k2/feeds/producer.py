@@ -1,4 +1,4 @@
-"""Trade batches to Kafka, through librdkafka: encoded in bulk, keyed by symbol, order kept."""
+"""Trades or quotes to Kafka, through librdkafka: encoded in bulk, keyed by symbol, order kept."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 from confluent_kafka import KafkaException, Producer
 
 from k2.errors import BrokerUnavailable, FeedError, TopicMissing
-from k2.schemas import TRADE_AVRO
+from k2.schemas import kind_of
 from k2.security import client_options
 from k2.settings import Settings
 
@@ -53,23 +53,26 @@ def produce(
     """Send every row, in order per key, and wait until the broker has acknowledged all.
 
     Args:
-        tables: TRADE_BATCH without `kafka_offset`, any number of rows each.
-        topic: must exist.
+        tables: with the columns of the topic's kind, any number of rows each.
+        topic: of trades or quotes; must exist.
         settings: broker, and where the schema registry is.
         progress: called with the number of records handed over so far.
-        rate: trades per second, above 0; None: as fast as the broker takes them.
+        rate: records per second, above 0; None: as fast as the broker takes them.
 
     Raises:
         BrokerUnavailable: no broker answers within 5 s.
         TopicMissing: the broker does not know the topic.
         RegistryUnavailable: the schema could not be registered.
-        FeedError: rate is not above 0, or some records were not acknowledged.
+        FeedError: rate is not above 0, the topic is of no kind, or some records were not
+            acknowledged.
     """
     from k2.codec import encode
     from k2.registry import open_registry
 
     if rate is not None and rate <= 0:
-        raise FeedError(f"rate: {rate} trades/s is not above 0")
+        raise FeedError(f"rate: {rate} records/s is not above 0")
+    if (kind := kind_of(topic)) is None:
+        raise FeedError(f"{topic} is no topic of trades or quotes")
     failures: list[str] = []
 
     def delivered(error: Any, _: Any) -> None:
@@ -85,7 +88,7 @@ def produce(
         }
     )
     _require_topic(producer, topic, settings.broker)
-    schema_id = open_registry(settings).register(f"{topic}-value", TRADE_AVRO)
+    schema_id = open_registry(settings).register(f"{topic}-value", kind.avro)
     # A paced feed goes out in steps of 20 ms rather than in bursts.
     rows_max = SLICE_ROWS if rate is None else max(1, min(SLICE_ROWS, int(rate / 50)))
     count = size = 0
@@ -93,7 +96,7 @@ def produce(
     for table in tables:
         for first in range(0, table.num_rows, rows_max):
             piece = table.slice(first, rows_max)
-            buffer, offsets = encode(piece, schema_id)
+            buffer, offsets = encode(kind, piece, schema_id)
             _send(producer, topic, piece, bytes(buffer), offsets.tolist())
             count += piece.num_rows
             size += len(buffer)

@@ -1,9 +1,9 @@
 """`k2 verify`: is every record of every partition in the tables, exactly once?
 
 It trusts nothing that the ingest says about itself but one number a source, the next offset in the
-summary, and compares that with the rows in the data files. Every offset below it must be in trades
-or rejects, once, unless the broker can explain why not (control records, compaction, retention) or
-an operator moved the offset.
+summary, and compares that with the rows in the data files. Every offset below it must be in the
+table of its kind or in rejects, once, unless the broker can explain why not (control records,
+compaction, retention) or an operator moved the offset.
 
 It works beside a running ingest: it reads one snapshot of each table, whose files K2 never deletes.
 Memory is bounded: offsets are checked in windows (`coverage`), sequences session by session by
@@ -15,20 +15,22 @@ from __future__ import annotations
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import duckdb
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 
 from k2.errors import CatalogUnavailable
-from k2.lake.catalog import load_table, rejects_name, replays_name, trades_name
+from k2.lake.catalog import load_table, rejects_name, replays_name, table_name
 from k2.lake.coverage import cover
 from k2.lake.findings import LISTED_MAX, Finding, Findings, Report, SourceReport
 from k2.lake.offsets import MOVES_PROPERTY, OFFSETS_PROPERTY, Move, Source, decode, decode_moves
 from k2.lake.orphans import orphans
 from k2.lake.pinned import Pinned
 from k2.lake.sequences import check_sequences
+from k2.schemas import KINDS
 from k2.settings import Settings
 
 __all__ = ["LISTED_MAX", "Explain", "Finding", "Progress", "Report", "SourceReport", "audit"]
@@ -39,8 +41,6 @@ Explain = Callable[[Source, int, int], str | None]
 #: Called with (what is being done, how much of it is done, of how much).
 Progress = Callable[[str, int, int], None]
 
-_NAMES = ("trades", "rejects")
-
 
 def audit(
     catalog: Catalog,
@@ -48,7 +48,7 @@ def audit(
     explain: Explain | None = None,
     progress: Progress | None = None,
 ) -> Report:
-    """Read both tables' newest snapshots and check them; works beside a running ingest.
+    """Read all tables' newest snapshots and check them; works beside a running ingest.
 
     Args:
         catalog: where the tables are.
@@ -67,9 +67,11 @@ def audit(
     def tell(what: str) -> Callable[[int, int], None]:
         return (lambda done, of: progress(what, done, of)) if progress else (lambda done, of: None)
 
-    # Trades first: rejects loaded later can only be further on, never behind by our own doing.
-    tables = [load_table(catalog, name(settings)) for name in (trades_name, rejects_name)]
-    head = tables[0].metadata.current_snapshot()
+    # Rejects last: loaded later they can only be further on, never behind by our own doing.
+    names = {kind.name: table_name(settings, kind) for kind in KINDS}
+    names["rejects"] = rejects_name(settings)
+    tables = {name: load_table(catalog, full) for name, full in names.items()}
+    head = tables[KINDS[0].name].metadata.current_snapshot()
     report = Report(head.snapshot_id if head else None)
     spill = settings.data.resolve() / "spill" / f"audit-{os.getpid()}"
     spill.parent.mkdir(parents=True, exist_ok=True)  # DuckDB makes only the last part
@@ -81,37 +83,53 @@ def audit(
         connection.execute("SET preserve_insertion_order = false")
         connection.execute("SET TimeZone = 'UTC'")
         pinned = [
-            Pinned(name, table, report, tell(f"files of {name}"))
-            for name, table in zip(_NAMES, tables, strict=True)
+            Pinned(name, table, report, tell(f"files of {name}")) for name, table in tables.items()
         ]
         for files in pinned:
             files.open(connection, report)
         _check_offsets(connection, pinned, explain, report, settings, tell("offsets"))
-        check_sequences(connection, pinned[0], report, tell("sequences"))
+        for files in pinned[:-1]:
+            check_sequences(connection, files, report, tell(f"sequences of {files.name}"))
     except (duckdb.Error, pa.ArrowException, OSError) as exc:
         raise CatalogUnavailable(f"audit: {type(exc).__name__}: {exc}") from exc
     finally:
         connection.close()
         shutil.rmtree(spill, ignore_errors=True)
-    names = [trades_name(settings), rejects_name(settings)]
+    owned = list(names.values())
     if catalog.table_exists(replays_name(settings)):
-        names.append(replays_name(settings))
-    for number, name in enumerate(names):
-        tell("orphans")(number, len(names))
+        owned.append(replays_name(settings))
+    for number, name in enumerate(owned):
+        tell("orphans")(number, len(owned))
         report.findings += orphans(catalog, name, settings)
     return report
 
 
 _SOURCES_SQL = """
-SELECT c, t, p, count(*), min(o), max(o), max(CASE WHEN ok THEN o END),
-    max(CASE WHEN NOT ok THEN o END)
-FROM (
-    SELECT kafka_cluster AS c, kafka_topic AS t, kafka_partition AS p, kafka_offset AS o, true AS ok
-    FROM trades
-    UNION ALL
-    SELECT kafka_cluster, kafka_topic, kafka_partition, kafka_offset, false FROM rejects
-) GROUP BY ALL
+SELECT kafka_cluster, kafka_topic, kafka_partition, count(*), min(kafka_offset), max(kafka_offset)
+FROM {table} GROUP BY ALL
 """
+
+
+@dataclass(slots=True)
+class _Found:
+    """The rows of one source: how many, the offsets that they span, and the last of each table."""
+
+    rows: int = 0
+    first: int = 1 << 63
+    last: int = -1
+    last_of: dict[str, int] = field(default_factory=dict)
+
+
+def _found(connection: duckdb.DuckDBPyConnection, tables: Iterable[str]) -> dict[Source, _Found]:
+    found: defaultdict[Source, _Found] = defaultdict(_Found)
+    for table in tables:
+        sql = _SOURCES_SQL.format(table=table)
+        for *source, rows, first, last in connection.execute(sql).fetchall():
+            own = found[Source(*source)]
+            own.rows += rows
+            own.first, own.last = min(own.first, first), max(own.last, last)
+            own.last_of[table] = last
+    return found
 
 
 def _check_offsets(
@@ -122,37 +140,33 @@ def _check_offsets(
     settings: Settings,
     progress: Callable[[int, int], None],
 ) -> None:
-    promised, rejects_promised = (decode(files.summary(OFFSETS_PROPERTY)) for files in pinned)
+    promised = {files.name: decode(files.summary(OFFSETS_PROPERTY)) for files in pinned}
     moves: dict[Source, list[Move]] = defaultdict(list)
-    for move in decode_moves(pinned[0].summary(MOVES_PROPERTY)):
-        moves[move.source].append(move)
-    found = {
-        Source(c, t, p): (count, first, last, last_trade, last_reject)
-        for c, t, p, count, first, last, last_trade, last_reject in connection.execute(
-            _SOURCES_SQL
-        ).fetchall()
-    }
+    ends: dict[Source, int | None] = {}  # promised by the table of the source's kind
+    for files in pinned[:-1]:
+        ends |= promised[files.name]
+        for move in decode_moves(files.summary(MOVES_PROPERTY)):
+            moves[move.source].append(move)
+    found = _found(connection, promised)
     spans: dict[Source, tuple[int, int]] = {}  # from the first row to the last one promised
-    ends: dict[Source, int] = {}
-    for source in sorted({*found, *promised}):
-        rows, first, last, last_trade, last_reject = found.get(source, (0, None, None, None, None))
-        end = promised.get(source)
-        report.sources.append(SourceReport(source, rows, first, last, end))
-        for name, highest, limit in (
-            ("trades", last_trade, end),
-            ("rejects", last_reject, rejects_promised.get(source)),
-        ):
-            if highest is not None:
-                _check_end(source, name, highest, limit, moves[source], report)
+    upto: dict[Source, int] = {}
+    for source in sorted({*found, *ends}):
+        own, end = found.get(source, _Found()), ends.get(source)
+        first, last = (own.first, own.last) if own.rows else (None, None)
+        report.sources.append(SourceReport(source, own.rows, first, last, end))
+        for name, highest in own.last_of.items():
+            limit = promised[name].get(source)
+            _check_end(source, name, highest, limit, moves[source], report)
         if end is None:
-            # Nothing is promised of trades (any more): what is there, and was until forgotten.
+            # Nothing is promised of it (any more): what is there, and was until forgotten.
             end = moves[source][-1].before if moves[source] else None
-            end = last + 1 if end is None else end
-        if last_reject is not None and last_reject >= end:
-            detail = f"{source}: rejects reach {last_reject}, trades only {end - 1}: in flight"
+            end = own.last + 1 if end is None else end
+        last_reject = own.last_of.get("rejects", -1)
+        if last_reject >= end:
+            detail = f"{source}: rejects reach {last_reject}, records only {end - 1}: in flight"
             report.add("ahead", detail, "warning")
-        spans[source] = (first, min(end, last + 1)) if rows else (0, 0)
-        ends[source] = end
+        spans[source] = (own.first, min(end, own.last + 1)) if own.rows else (0, 0)
+        upto[source] = end
     twice = {source: Findings(str(source)) for source in spans}
     holes = {source: _Holes(source, moves[source], explain) for source in spans}
     for source, (first, end) in spans.items():
@@ -167,9 +181,9 @@ def _check_offsets(
         twice,
         progress,
     )
-    for source, (_, upto) in spans.items():
-        if upto < ends[source]:
-            holes[source].add(upto, ends[source] - 1)
+    for source, (_, seen) in spans.items():
+        if seen < upto[source]:
+            holes[source].add(seen, upto[source] - 1)
         report.findings += twice[source].take() + holes[source].findings.take()
 
 

@@ -1,4 +1,4 @@
-"""The Iceberg catalog and K2's two tables, made from `k2.schemas`.
+"""The Iceberg catalog and K2's tables, made from `k2.schemas`.
 
 The default catalog is one SQLite file that any number of processes on the machine share. SQLite
 allows one writer at a time: a connection waits for its turn (`timeout`), and whoever waits longer
@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from k2.errors import CatalogUnavailable, SchemaMismatch
 from k2.lake.rest import TIMEOUT_PROPERTY, RestCatalog
-from k2.schemas import REJECTS, REPLAYS, TRADES
+from k2.schemas import KINDS, REJECTS, REPLAYS, Kind
 from k2.settings import Settings
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
     "open_catalog",
     "rejects_name",
     "replays_name",
-    "trades_name",
+    "table_name",
 ]
 
 SQLITE_BUSY_TIMEOUT_S = 5
@@ -66,8 +66,8 @@ _REST = f"{RestCatalog.__module__}.{RestCatalog.__name__}"
 _T = TypeVar("_T")
 
 
-def trades_name(settings: Settings) -> str:
-    return f"{settings.namespace}.trades"
+def table_name(settings: Settings, kind: Kind) -> str:
+    return f"{settings.namespace}.{kind.name}"
 
 
 def rejects_name(settings: Settings) -> str:
@@ -145,16 +145,12 @@ def ensure_tables(catalog: Catalog, settings: Settings) -> None:
     racing = (SQLAlchemyError, NamespaceAlreadyExistsError, TableAlreadyExistsError)
     try:
         _retry(lambda: catalog.create_namespace_if_not_exists(settings.namespace), *racing)
-        for name, schema, time_column, order in (
-            (trades_name(settings), TRADES, "event_time", ("symbol", "event_time", "kafka_offset")),
-            (
-                rejects_name(settings),
-                REJECTS,
-                "ingest_time",
-                ("kafka_topic", "kafka_partition", "kafka_offset"),
-            ),
-        ):
-            _retry(lambda: _ensure(catalog, name, schema, time_column, order), *racing)  # noqa: B023
+        order: tuple[str, ...] = ("symbol", "event_time", "kafka_offset")
+        tables = [(table_name(settings, kind), kind.table, "event_time", order) for kind in KINDS]
+        order = ("kafka_topic", "kafka_partition", "kafka_offset")
+        tables.append((rejects_name(settings), REJECTS, "ingest_time", order))
+        for table in tables:
+            _retry(lambda: _ensure(catalog, *table), *racing)  # noqa: B023
     except SchemaMismatch:
         raise
     except Exception as exc:

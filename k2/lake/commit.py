@@ -24,7 +24,7 @@ from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update.snapshot import _MergeAppendFiles
 
 from k2.errors import CommitFailed, Fenced, SchemaMismatch
-from k2.lake.catalog import load_table, rejects_name
+from k2.lake.catalog import load_table, rejects_name, table_name
 from k2.lake.files import DataFiles
 from k2.lake.maintenance import expire
 from k2.lake.offsets import (
@@ -43,7 +43,7 @@ from k2.lake.offsets import (
     encode_moves,
     encode_topics,
 )
-from k2.schemas import REJECTS, TRADES
+from k2.schemas import KINDS, REJECTS
 from k2.settings import Settings
 
 __all__ = ["Sink"]
@@ -76,8 +76,10 @@ class Sink:
         self._lock = threading.Lock()
         self._table = load_table(catalog, name)
         self._commits = 0
-        schema = REJECTS if name == rejects_name(settings) else TRADES
-        self._files = DataFiles(self._table, name, schema)
+        schemas = {table_name(settings, kind): kind.table for kind in KINDS}
+        self._files = DataFiles(
+            self._table, name, {**schemas, rejects_name(settings): REJECTS}[name]
+        )
 
     @property
     def catalog(self) -> Catalog:
@@ -106,7 +108,7 @@ class Sink:
         """Write rows as data files; they are in no snapshot before `commit`.
 
         Args:
-            rows: n >= 0 rows of `k2.schemas.TRADES` (or `REJECTS`, in the table of rejects).
+            rows: n >= 0 rows of the table: `Kind.table`, or `REJECTS`.
 
         Returns:
             A file for each day (UTC) that occurs; none for no rows.

@@ -24,7 +24,7 @@ from pyiceberg.table.locations import load_location_provider
 
 from k2.errors import CommitFailed, SchemaMismatch
 from k2.lake.catalog import arrow_with_ids
-from k2.schemas import TRADES
+from k2.schemas import REJECTS
 
 __all__ = ["DataFiles"]
 
@@ -35,7 +35,10 @@ DAY_US = 86_400_000_000
 #: Long integers that mostly rise by little: differences are a third smaller and faster than zstd.
 _DELTA = ("event_time", "sequence", "ts_event", "ts_recv", "kafka_offset", "kafka_time")
 #: Distinct in nearly every row: building a dictionary would only be thrown away.
-_PLAIN = ("price", "size", "trade_id", "detail", "key", "value")
+_PLAIN = (
+    "price", "size", "trade_id", "bid_price", "bid_size", "ask_price", "ask_size", "detail", "key",
+    "value",
+)  # fmt: skip
 
 
 class DataFiles:
@@ -46,10 +49,10 @@ class DataFiles:
 
         Args:
             name: of the table, for messages.
-            schema: of its rows, `k2.schemas.TRADES` or `REJECTS`.
+            schema: of its rows: a `Kind.table`, or `k2.schemas.REJECTS`.
         """
         self._name, self._schema = name, schema
-        self._time_column = "event_time" if schema is TRADES else "ingest_time"
+        self._time_column = "ingest_time" if schema is REJECTS else "event_time"
         metadata = table.metadata
         self._iceberg_schema, self._spec = metadata.schema(), metadata.spec()
         self._io = table.io
@@ -82,7 +85,7 @@ class DataFiles:
         if rows.num_rows == 0:
             return []
         rows = rows.combine_chunks()
-        order = _trades_order(rows) if self._schema is TRADES else _rejects_order(rows)
+        order = _rejects_order(rows) if self._schema is REJECTS else _records_order(rows)
         days = rows[self._time_column].cast(pa.int64()).to_numpy() // DAY_US
         if days.min() == days.max():
             return [self._write_day(rows.take(pa.array(order)), int(days[0]))]
@@ -134,7 +137,7 @@ class DataFiles:
         )
 
 
-def _trades_order(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _records_order(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Row numbers by (symbol, event_time, kafka_offset): n, int64.
 
     Three stable sorts, the least significant first. Batches arrive nearly in order of time, which

@@ -11,47 +11,51 @@ from datetime import UTC, datetime
 
 from pyiceberg.catalog import Catalog
 
-from k2.errors import K2Error
-from k2.lake.catalog import rejects_name, trades_name
+from k2.errors import BadQuery, K2Error
+from k2.lake.catalog import rejects_name, table_name
 from k2.lake.commit import Sink
-from k2.lake.offsets import MOVES_MAX, Move, Source, Topic
+from k2.lake.offsets import MOVES_MAX, Move, Source, Topic, together
 from k2.lake.replays import operator
+from k2.schemas import KINDS, Kind, kind_of
 from k2.settings import Settings
 
 __all__ = ["Offsets"]
 
 
 class Offsets:
-    """The next offsets in both tables, to be read and moved."""
+    """The next offsets in all tables, to be read and moved."""
 
     def __init__(self, catalog: Catalog, settings: Settings) -> None:
-        """Load both tables.
+        """Load the tables.
 
         Raises:
             CatalogUnavailable: one cannot be loaded.
         """
-        self._trades = Sink(catalog, trades_name(settings), settings)
+        self._sinks = {kind: Sink(catalog, table_name(settings, kind), settings) for kind in KINDS}
         self._rejects = Sink(catalog, rejects_name(settings), settings)
         self.refresh()
 
     def refresh(self) -> None:
         """Read the newest snapshots."""
-        rejects, trades = self._rejects.carried(), self._trades.carried()
-        self.trades, self.rejects = trades.offsets, rejects.offsets
-        self.topics = {**rejects.topics, **trades.topics}
-        self.moves = trades.moves
+        rejects = self._rejects.carried()
+        records = together(sink.carried() for sink in self._sinks.values())
+        #: By source: in the table of its kind, and in that of rejects.
+        self.records, self.rejects = records.offsets, rejects.offsets
+        self.topics = {**rejects.topics, **records.topics}
+        self.moves = records.moves
 
     @property
     def sources(self) -> list[Source]:
-        """All that either table knows, sorted."""
-        return sorted({*self.trades, *self.rejects})
+        """All that any table knows, sorted."""
+        return sorted({*self.records, *self.rejects})
 
     def move(self, source: Source, to: int, reason: str) -> None:
-        """Let a source go on at `to`, in both tables.
+        """Let a source go on at `to`, in the table of its kind and in that of rejects.
 
         Raises:
             Fenced: an offset is no longer the one that was read: a worker is at it.
             CommitFailed: the catalog refused.
+            BadQuery: a topic of no feed.
             K2Error: there have been too many moves.
         """
         self._commit({source: to}, {source: to}, {}, reason)
@@ -95,15 +99,31 @@ class Offsets:
             raise K2Error(f"more than {MOVES_MAX} moves: each snapshot carries all of them")
         who, now = operator(), datetime.now(UTC).isoformat(timespec="seconds")
         # Rejects first, as a worker does: what died in between is repeated, and nothing is below
-        # the trades' offset that is not accounted for.
-        for sink, offsets in ((self._rejects, self.rejects), (self._trades, self.trades)):
-            moved = {s: to for s, to in after.items() if to is not None or s in offsets}
-            if moved or topics:
+        # the records' offset that is not accounted for.
+        names = {source.topic for source in after} | {topic.topic for topic in topics}
+        kinds = {name: _kind(name) for name in names}
+        steps: list[tuple[Sink, dict[Source, int], tuple[Kind, ...]]]
+        steps = [(self._rejects, self.rejects, KINDS)]
+        steps += [(sink, self.records, (kind,)) for kind, sink in self._sinks.items()]
+        for sink, offsets, own in steps:
+            moved = {
+                s: to
+                for s, to in after.items()
+                if kinds[s.topic] in own and (to is not None or s in offsets)
+            }
+            ids = {topic: number for topic, number in topics.items() if kinds[topic.topic] in own}
+            if moved or ids:
                 sink.commit(
                     [],
                     {source: offsets.get(source) for source in moved},
                     {source: to for source, to in advance.items() if source in moved},
                     [Move(s, offsets.get(s), to, who, now, reason) for s, to in moved.items()],
-                    topics,
+                    ids,
                 )
         self.refresh()
+
+
+def _kind(topic: str) -> Kind:
+    if (kind := kind_of(topic)) is None:
+        raise BadQuery("topic", f"{topic} is no topic of a feed")
+    return kind

@@ -13,7 +13,7 @@ are kept under the cluster `CLUSTER/ID`: a log of its own, whose offsets are com
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from k2.errors import SchemaMismatch
@@ -37,6 +37,7 @@ __all__ = [
     "encode_topics",
     "kept_under",
     "known_ids",
+    "together",
 ]
 
 OFFSETS_PROPERTY = "k2.offsets"
@@ -156,6 +157,16 @@ def decode_topics(text: str | None) -> dict[Topic, str]:
         }
     except (ValueError, TypeError) as exc:
         raise SchemaMismatch(f"{TOPICS_PROPERTY}: {str(text)[:200]!r} names no topics") from exc
+
+
+def together(tables: Iterable[Carried]) -> Carried:
+    """What several tables say of sources that are each in one of them only."""
+    whole = Carried({}, {}, [])
+    for table in tables:
+        whole.offsets.update(table.offsets)
+        whole.topics.update(table.topics)
+        whole.moves.extend(table.moves)
+    return whole
 
 
 def encode_moves(moves: Sequence[Move]) -> str:

@@ -36,7 +36,7 @@ class Pinned:
             report: gets what is gone, or listed twice, and counts the files.
             progress: told (files looked for, files).
         """
-        self._name, self._table = name, table
+        self.name, self._table = name, table
         io = table.io
         assert isinstance(io, PyArrowFileIO)
         scheme, netloc, _ = io.parse_location(table.location())
@@ -65,12 +65,12 @@ class Pinned:
 
     def open(self, connection: duckdb.DuckDBPyConnection, report: Report) -> None:
         """Make the view over all files; its rows are counted and compared with the manifests."""
-        self.view(connection, self._name, list(self._files))
-        ((found,),) = connection.execute(f"SELECT count(*) FROM {self._name}").fetchall()
+        self.view(connection, self.name, list(self._files))
+        ((found,),) = connection.execute(f"SELECT count(*) FROM {self.name}").fetchall()
         report.rows += found
         promised = sum(file.record_count for file in self._files.values())
         if found != promised:
-            detail = f"{self._name}: {found} rows in the files, {promised} by the manifests"
+            detail = f"{self.name}: {found} rows in the files, {promised} by the manifests"
             report.add("row_count", detail)
 
     def view(self, connection: duckdb.DuckDBPyConnection, name: str, paths: Sequence[str]) -> None:

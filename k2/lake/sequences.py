@@ -22,7 +22,7 @@ _SEQUENCES_SQL = """
 WITH rows AS (
     SELECT exchange, symbol, sequence, verdict, kafka_cluster, kafka_topic, kafka_partition,
         kafka_offset
-    FROM session_trades WHERE session = $session
+    FROM session_rows WHERE session = $session
 ), candidates AS (
     SELECT DISTINCT exchange, symbol FROM (
         SELECT exchange, symbol FROM rows GROUP BY exchange, symbol, sequence HAVING count(*) > 1
@@ -46,14 +46,19 @@ ORDER BY exchange, symbol, sequence
 
 def check_sequences(
     connection: duckdb.DuckDBPyConnection,
-    trades: Pinned,
+    files: Pinned,
     report: Report,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Add what is there twice; one session, and the files that reach into it, at a time."""
-    sessions = connection.execute("SELECT DISTINCT session FROM trades ORDER BY 1").fetchall()
-    bounds = trades.bounds("session")
-    findings = Findings("trades")
+    """Add what is there twice; one session, and the files that reach into it, at a time.
+
+    Args:
+        files: of a kind's table, whose view is open.
+    """
+    distinct = f"SELECT DISTINCT session FROM {files.name} ORDER BY 1"
+    sessions = connection.execute(distinct).fetchall()
+    bounds = files.bounds("session")
+    findings = Findings(files.name)
     for number, (session,) in enumerate(sessions):
         progress(number, len(sessions))
         day = (session - _EPOCH).days
@@ -62,7 +67,7 @@ def check_sequences(
             for path, (low, high) in bounds.items()
             if low is None or high is None or low <= day <= high
         ]
-        trades.view(connection, "session_trades", within)
+        files.view(connection, "session_rows", within)
         found = connection.execute(_SEQUENCES_SQL, {"session": session})
         while rows := found.fetchmany(_FETCHED):
             for exchange, symbol, sequence, count, first, last in rows:

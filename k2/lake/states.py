@@ -1,4 +1,4 @@
-"""The sequence states as the trades table tells them, where the log cannot any more.
+"""The sequence states as the table of a kind tells them, where the log cannot any more.
 
 A state is what the check makes of a source's rows in the order of their offsets. Duplicates are
 not in the table and change no state but its counters.
@@ -19,9 +19,9 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.io.pyarrow import PyArrowFileIO
 
 from k2.errors import CatalogUnavailable
-from k2.lake.catalog import load_table, trades_name
+from k2.lake.catalog import load_table, table_name
 from k2.lake.offsets import Source
-from k2.schemas import TRADE_BATCH
+from k2.schemas import TRADES, Kind
 from k2.sequence import Rules, SymbolState, check
 from k2.settings import Settings
 
@@ -32,13 +32,18 @@ _iceberg: Any = pyiceberg.expressions
 
 BATCH_ROWS = 128 * 1024
 _COLUMNS = ("exchange", "symbol", "sequence", "ts_event", "ts_recv", "kafka_offset")
-_SCHEMA = pa.schema([TRADE_BATCH.field(name) for name in _COLUMNS])
+_SCHEMA = pa.schema([TRADES.batch.field(name) for name in _COLUMNS])  # alike in all kinds
 
 Symbols = dict[tuple[str, str], SymbolState]
 
 
 def inherit(
-    catalog: Catalog, settings: Settings, source: Source, offsets: Iterable[Source], rules: Rules
+    catalog: Catalog,
+    settings: Settings,
+    kind: Kind,
+    source: Source,
+    offsets: Iterable[Source],
+    rules: Rules,
 ) -> Symbols:
     """States for a log of which nothing is in the table: those of the same partition before.
 
@@ -46,25 +51,28 @@ def inherit(
     former states it would all be taken for new.
 
     Args:
-        offsets: all sources that the table knows.
+        kind: what the log holds.
+        offsets: all sources that its table knows.
 
     Raises:
         CatalogUnavailable: the table or a data file cannot be read.
     """
     former = [s for s in offsets if (s.topic, s.partition) == (source.topic, source.partition)]
     states: Symbols = {}
-    for before in _by_age(catalog, settings, former):
+    for before in _by_age(catalog, settings, kind, former):
         # Offsets of one log say nothing about those of another.
         own = {name: state.at(-1) for name, state in states.items()}
-        states = rebuild(catalog, settings, before, own, 0, 1 << 62, rules)
+        states = rebuild(catalog, settings, kind, before, own, 0, 1 << 62, rules)
     return {name: state.at(-1) for name, state in states.items()}
 
 
-def _by_age(catalog: Catalog, settings: Settings, sources: list[Source]) -> list[Source]:
+def _by_age(
+    catalog: Catalog, settings: Settings, kind: Kind, sources: list[Source]
+) -> list[Source]:
     """The sources by their last row's time of ingest."""
     if len(sources) < 2:
         return sources
-    table = load_table(catalog, trades_name(settings))
+    table = load_table(catalog, table_name(settings, kind))
     condition = _iceberg.In("kafka_cluster", {source.cluster for source in sources})
     scan = table.scan(row_filter=condition, selected_fields=("kafka_cluster", "ingest_time"))
     last: dict[str, Any] = {}
@@ -82,23 +90,25 @@ def _by_age(catalog: Catalog, settings: Settings, sources: list[Source]) -> list
 def rebuild(
     catalog: Catalog,
     settings: Settings,
+    kind: Kind,
     source: Source,
     states: Mapping[tuple[str, str], SymbolState],
     first: int,
     end: int,
     rules: Rules,
 ) -> Symbols:
-    """Advance states over the committed trades of one source, in bounded memory.
+    """Advance states over the committed rows of one source, in bounded memory.
 
     Args:
         settings: `query_memory_max` for the sort, which spills to `data`.
+        kind: what the source holds.
         states: those at offset `first`; none at the beginning.
-        first, end: the trades with offsets first..end-1 are applied.
+        first, end: the rows with offsets first..end-1 are applied.
 
     Raises:
         CatalogUnavailable: the table or a data file cannot be read.
     """
-    table = load_table(catalog, trades_name(settings))
+    table = load_table(catalog, table_name(settings, kind))
     bounds = _iceberg.And(
         _iceberg.EqualTo("kafka_topic", source.topic),
         _iceberg.GreaterThanOrEqual("kafka_offset", first),
@@ -122,11 +132,11 @@ def rebuild(
         connection.execute("SET temp_directory = ?", [str(spill)])
         files = [io.parse_location(path)[2] for path in paths]
         connection.register(
-            "trades",
+            "committed",
             ds.dataset(files, format="parquet", filesystem=io.fs_by_scheme(scheme, netloc)),
         )
         reader = connection.sql(
-            f"SELECT {', '.join(_COLUMNS)} FROM trades"
+            f"SELECT {', '.join(_COLUMNS)} FROM committed"
             " WHERE kafka_cluster = $c AND kafka_topic = $t AND kafka_partition = $p"
             " AND kafka_offset >= $first AND kafka_offset < $end ORDER BY kafka_offset",
             params={
@@ -141,7 +151,7 @@ def rebuild(
             rows = pa.table([batch.column(f.name).cast(f.type) for f in _SCHEMA], schema=_SCHEMA)
             found.update(check(found, rows, rules).states)
     except (duckdb.Error, pa.ArrowException, OSError) as exc:
-        raise CatalogUnavailable(f"{source}: states from trades: {exc}") from exc
+        raise CatalogUnavailable(f"{source}: states from {kind.name}: {exc}") from exc
     finally:
         connection.close()
         shutil.rmtree(spill, ignore_errors=True)

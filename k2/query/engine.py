@@ -1,4 +1,4 @@
-"""Queries over the committed trades: Iceberg plans the files, DuckDB reads them.
+"""Queries over the committed trades and quotes: Iceberg plans the files, DuckDB reads them.
 
 One DuckDB database an engine, so that all queries together stay within `query_memory_max`; one
 cursor a query, so that they do not wait for each other. Every query pins one snapshot.
@@ -18,7 +18,7 @@ from pyiceberg.table import Table
 
 from k2 import metrics
 from k2.errors import BadQuery
-from k2.lake.catalog import load_table, rejects_name, trades_name
+from k2.lake.catalog import load_table, rejects_name, table_name
 from k2.lake.offsets import OFFSETS_PROPERTY
 from k2.lake.offsets import decode as decode_offsets
 from k2.lake.replays import Ledger
@@ -26,17 +26,22 @@ from k2.query import bars, rejects
 from k2.query.rejects import Selection
 from k2.query.rows import Rows, Stop
 from k2.query.scan import Scan
-from k2.schemas import TRADES
+from k2.schemas import KINDS, TRADES, Kind
 from k2.settings import Settings
 
-__all__ = ["SYMBOLS", "TRADE_COLUMNS", "Engine"]
+__all__ = ["COLUMNS", "SYMBOLS", "Engine"]
 
 NS_MIN, NS_MAX = -(2**63), 2**63 - 1
 
-#: What `trades` gives unless columns are named: all but the copies of ts_event and of the source.
-TRADE_COLUMNS = tuple(
-    name for name in TRADES.names if name not in ("event_time", "kafka_cluster", "ingest_time")
-)
+#: What `records` gives unless columns are named: all but the copies of ts_event and of the source.
+COLUMNS = {
+    kind: tuple(
+        name
+        for name in kind.table.names
+        if name not in ("event_time", "kafka_cluster", "ingest_time")
+    )
+    for kind in KINDS
+}
 
 SYMBOLS = pa.schema(
     [
@@ -51,7 +56,7 @@ SYMBOLS = pa.schema(
 
 
 class Engine:
-    """Reads of the trades table; every method may be called from any thread."""
+    """Reads of the tables; every method may be called from any thread."""
 
     def __init__(self, catalog: Catalog, settings: Settings) -> None:
         self._catalog = catalog
@@ -72,8 +77,9 @@ class Engine:
     def close(self) -> None:
         self._database.close()
 
-    def trades(
+    def records(
         self,
+        kind: Kind,
         exchange: str | None = None,
         symbols: str | Sequence[str] | None = None,
         start_ns: int | None = None,
@@ -82,25 +88,25 @@ class Engine:
         columns: Sequence[str] | None = None,
         stop: Stop | None = None,
     ) -> Rows:
-        """Trades of [start_ns, end_ns), ascending by ts_event, then by topic, partition, offset.
+        """Rows of [start_ns, end_ns), ascending by ts_event, then by topic, partition, offset.
 
         Args:
             symbols: one, several, or None for all.
             limit: rows at most, 1..query_rows_max; None is query_rows_max.
-            columns: of `k2.schemas.TRADES`; None is `TRADE_COLUMNS`.
+            columns: of `kind.table`; None is `COLUMNS`.
             stop: lets another thread end this call and the reading of its rows.
 
         Raises:
             BadQuery: names the parameter.
             CatalogUnavailable: the table cannot be loaded.
         """
-        names = tuple(columns or TRADE_COLUMNS)
-        if unknown := [name for name in names if name not in TRADES.names]:
+        names = tuple(columns or COLUMNS[kind])
+        if unknown := [name for name in names if name not in kind.table.names]:
             raise BadQuery("columns", f"no such column: {', '.join(unknown)}")
         most = self._limit(limit)
-        schema = pa.schema([TRADES.field(name) for name in names])
-        with metrics.query_seconds.labels(resource="trades").time():
-            scan = self._scan(exchange, symbols, start_ns, end_ns, stop)
+        schema = pa.schema([kind.table.field(name) for name in names])
+        with metrics.query_seconds.labels(resource=kind.name).time():
+            scan = self._scan(kind, exchange, symbols, start_ns, end_ns, stop)
             if scan.rows_max == 0:
                 return Rows(schema, iter(()), scan.snapshot_id)
             truncated = scan.rows_max > most and scan.exceeds(most)
@@ -133,7 +139,7 @@ class Engine:
         """
         most = self._limit(limit)
         with metrics.query_seconds.labels(resource="bars").time():
-            scan = self._scan(exchange, symbol, start_ns, end_ns, stop)
+            scan = self._scan(TRADES, exchange, symbol, start_ns, end_ns, stop)
             statement, step = bars.sql(scan.sql, interval_ns)
             if scan.rows_max == 0:
                 return Rows(bars.BARS, iter(()), scan.snapshot_id)
@@ -150,9 +156,9 @@ class Engine:
         return Rows(bars.BARS, done, scan.snapshot_id, truncated, scan.cursor)
 
     def symbols(self, stop: Stop | None = None) -> Rows:
-        """Every (exchange, symbol) with its count, first and last ts_event (ns) and sessions."""
+        """Every (exchange, symbol) with trades: count, first and last ts_event (ns), sessions."""
         with metrics.query_seconds.labels(resource="symbols").time():
-            scan = self._scan(None, None, None, None, stop)
+            scan = self._scan(TRADES, None, None, None, None, stop)
             if scan.rows_max == 0:
                 return Rows(SYMBOLS, iter(()), scan.snapshot_id)
             batches = scan.run(
@@ -192,19 +198,25 @@ class Engine:
         return load_table(self._catalog, rejects_name(self._settings))
 
     def status(self) -> dict[str, Any]:
-        """The trades table now: rows, files, snapshot, offsets, the last commit's age (s).
+        """The table of trades now: rows, files, snapshot, offsets, the last commit's age (s).
 
-        `rejects` counts the rows of the table beside it. All of it is from metadata.
+        Beside it `quotes`, the same of their table, and `rejects`, the rows of the one for both.
+        All of it is from metadata.
         """
         with metrics.query_seconds.labels(resource="status").time():
-            table = load_table(self._catalog, trades_name(self._settings))
+            trades, *others = (self._status(kind) for kind in KINDS)
             rejects = load_table(self._catalog, rejects_name(self._settings))
+        states = {kind.name: state for kind, state in zip(KINDS[1:], others, strict=True)}
+        return {**trades, "rejects": _total(rejects, "records"), **states}
+
+    def _status(self, kind: Kind) -> dict[str, Any]:
+        name = table_name(self._settings, kind)
+        table = load_table(self._catalog, name)
         snapshot = table.current_snapshot()
         state: dict[str, Any] = {
-            "table": trades_name(self._settings),
+            "table": name,
             "rows": 0,
             "files": 0,
-            "rejects": _total(rejects, "records"),
             "snapshot_id": None,
             "snapshot_ts": None,
             "commit_age_seconds": None,
@@ -225,10 +237,10 @@ class Engine:
         ]
         return state
 
-    def verdicts(self, stop: Stop | None = None) -> dict[str, int]:
-        """Trades by verdict of the sequence check; reads one column of every file."""
+    def verdicts(self, kind: Kind, stop: Stop | None = None) -> dict[str, int]:
+        """Rows by verdict of the sequence check; reads one column of every file."""
         with metrics.query_seconds.labels(resource="verdicts").time():
-            scan = self._scan(None, None, None, None, stop)
+            scan = self._scan(kind, None, None, None, None, stop)
             if scan.rows_max == 0:
                 return {}
             counted = f"SELECT verdict, count(*) FROM ({scan.sql}) GROUP BY ALL ORDER BY 1"
@@ -247,6 +259,7 @@ class Engine:
 
     def _scan(
         self,
+        kind: Kind,
         exchange: str | None,
         symbols: str | Sequence[str] | None,
         start_ns: int | None,
@@ -255,8 +268,8 @@ class Engine:
     ) -> Scan:
         _check_bounds(start_ns, end_ns)
         wanted = (symbols,) if isinstance(symbols, str) else symbols
-        table = load_table(self._catalog, trades_name(self._settings))
-        return Scan(self._database, table, exchange, wanted, start_ns, end_ns, stop or Stop())
+        table = load_table(self._catalog, table_name(self._settings, kind))
+        return Scan(self._database, kind, table, exchange, wanted, start_ns, end_ns, stop or Stop())
 
 
 def _check_bounds(start_ns: int | None, end_ns: int | None) -> None:

@@ -15,7 +15,7 @@ from pyiceberg.table import Table
 
 from k2.errors import BadQuery, CatalogUnavailable, QueryTooLarge
 from k2.query.rows import Stop
-from k2.schemas import TRADES
+from k2.schemas import Kind
 
 __all__ = ["Scan"]
 
@@ -33,6 +33,7 @@ class Scan:
     def __init__(
         self,
         database: duckdb.DuckDBPyConnection,
+        kind: Kind,
         table: Table,
         exchange: str | None,
         symbols: Sequence[str] | None,
@@ -55,7 +56,7 @@ class Scan:
         if end_ns is not None:
             until = _iceberg.LessThanOrEqual("event_time", (end_ns - 1) // 1000)
             self._also(until, "ts_event < $end", end_ns)
-        self._open(database, table, TRADES)
+        self._open(database, table, kind.table)
 
     def _begin(self, table: Table, stop: Stop) -> None:
         snapshot = table.current_snapshot()

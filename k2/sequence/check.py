@@ -1,4 +1,4 @@
-"""The sequence check: which trades are new, which are missing, which were seen before.
+"""The sequence check: which records are new, which are missing, which were seen before.
 
 A batch costs numpy time for its rows and little Python time for its symbols: symbols whose rows
 simply continue are settled for all rows at once; only the others are folded one by one (`fold`).
@@ -61,7 +61,8 @@ def check(
 
     Args:
         states: before the batch; symbols never seen are absent. Not changed.
-        batch: n >= 0 rows of TRADE_BATCH, all of one partition, in ascending `kafka_offset` order.
+        batch: n >= 0 rows of any `Kind.batch`, all of one partition, in ascending `kafka_offset`
+                order.
         rules: as the settings have them.
         stream: names topic and partition in the ledger's ids.
 

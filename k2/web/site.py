@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from k2.agents.trades import ingest
+from k2.agents.worker import ingest
 from k2.app import app
 from k2.lake.catalog import open_catalog
 from k2.query.engine import Engine

@@ -1,4 +1,4 @@
-"""The HTTP views: trades, bars, symbols, status, metrics, live and ready.
+"""The HTTP views: trades, quotes, bars, symbols, status, metrics, live and ready.
 
 Queries run in threads and answers stream batch by batch: the event loop stays free and memory
 bounded. Every error is problem+json (RFC 9457); every answer carries X-Request-Id.
@@ -23,6 +23,7 @@ from k2.query.engine import Engine
 from k2.query.formats import Encoder
 from k2.query.rows import Rows, Stop
 from k2.query.times import interval_ns
+from k2.schemas import KINDS, Kind
 from k2.web.formats import MEDIA_TYPES, choose
 from k2.web.params import Parameters
 
@@ -42,17 +43,20 @@ _T = TypeVar("_T")
 def routes(engine: Engine, *, ready: Ready) -> list[web.RouteDef]:
     """The views over `engine`; `ready` gives (ready or not, reasons). Add `middlewares()` too."""
 
-    async def trades(request: web.Request) -> web.StreamResponse:
-        known = ("symbol", "exchange", "start", "end", "limit", "format")
-        query = Parameters(request.query, known)
-        form = _form(request, query)
-        exchange, symbols = query.text("exchange"), query.names("symbol")
-        start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
-        return await _stream(
-            request,
-            form,
-            lambda stop: engine.trades(exchange, symbols, start, end, limit, stop=stop),
-        )
+    def records(kind: Kind) -> Handler:
+        async def view(request: web.Request) -> web.StreamResponse:
+            known = ("symbol", "exchange", "start", "end", "limit", "format")
+            query = Parameters(request.query, known)
+            form = _form(request, query)
+            exchange, symbols = query.text("exchange"), query.names("symbol")
+            start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
+            return await _stream(
+                request,
+                form,
+                lambda stop: engine.records(kind, exchange, symbols, start, end, limit, stop=stop),
+            )
+
+        return view
 
     async def bars(request: web.Request) -> web.StreamResponse:
         known = ("symbol", "exchange", "start", "end", "interval", "limit", "format")
@@ -87,7 +91,7 @@ def routes(engine: Engine, *, ready: Ready) -> list[web.RouteDef]:
         return _json(request, {"ready": fine, "reasons": reasons}, 200 if fine else 503)
 
     return [
-        web.get("/v1/trades", trades, allow_head=False),
+        *(web.get(f"/v1/{kind.name}", records(kind), allow_head=False) for kind in KINDS),
         web.get("/v1/bars", bars, allow_head=False),
         web.get("/v1/symbols", symbols, allow_head=False),
         web.get("/v1/status", status, allow_head=False),

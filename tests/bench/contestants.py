@@ -8,9 +8,9 @@ from dataclasses import fields
 
 from k2.dev.broker import free_port
 from k2.dev.stack import init
-from k2.lake.catalog import ensure_tables, load_table, open_catalog, trades_name
+from k2.lake.catalog import ensure_tables, load_table, open_catalog, table_name
 from k2.registry import open_registry
-from k2.schemas import TRADE_AVRO
+from k2.schemas import TRADES
 from k2.settings import Settings
 from tests.bench.measure import (
     CheckFailed,
@@ -54,7 +54,7 @@ def _k2(workload: Workload, place: Place) -> Run:
         shutdown_timeout_ms=SESSION_TIMEOUT_MS - 1000,
     )
     init(settings)
-    schema_id = open_registry(settings).register(f"{workload.topic}-value", TRADE_AVRO)
+    schema_id = open_registry(settings).register(f"{workload.topic}-value", TRADES.avro)
     if schema_id != workload.schema_id:
         raise CheckFailed(f"{K2}: schema id {schema_id}, the trades have {workload.schema_id}")
     env = {
@@ -87,7 +87,7 @@ def _loop(workload: Workload, place: Place) -> Run:
     settings = Settings(data=place.folder, broker=workload.broker, exchanges=EXCHANGE)
     catalog = open_catalog(settings)
     ensure_tables(catalog, settings)
-    table = load_table(catalog, trades_name(settings))
+    table = load_table(catalog, table_name(settings, TRADES))
     table.transaction().set_properties(
         {"write.parquet.compression-level": "1"}
     ).commit_transaction()

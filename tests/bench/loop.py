@@ -146,7 +146,7 @@ class Loop:
             if name not in ("ts_event", "price", "size")
         }
         ts_event = np.array([row["ts_event"] for row in rows], np.int64)
-        event_time = pa.array(ts_event // 1000).cast(TRADES.field("event_time").type)
+        event_time = pa.array(ts_event // 1000).cast(TRADES.table.field("event_time").type)
         columns |= {
             "ts_event": ts_event,
             "event_time": event_time,
@@ -159,10 +159,10 @@ class Loop:
             "kafka_partition": self._partitions,
             "kafka_offset": self._offsets,
             "ingest_time": pa.repeat(
-                pa.scalar(time.time_ns() // 1000, TRADES.field("ingest_time").type), n
+                pa.scalar(time.time_ns() // 1000, TRADES.table.field("ingest_time").type), n
             ),
         }
-        return pa.table([columns[name] for name in TRADES.names], schema=TRADES)
+        return pa.table([columns[name] for name in TRADES.table.names], schema=TRADES.table)
 
 
 _ORDER = ("symbol", "event_time", "kafka_offset")
@@ -174,7 +174,7 @@ def _decimals(values: list[bytes]) -> pa.Array:
     words = np.zeros((len(values), 2), "<i8")
     words[:, 0] = [read(value, "big", signed=True) for value in values]
     words[:, 1] = words[:, 0] >> 63
-    kind = TRADES.field("price").type
+    kind = TRADES.table.field("price").type
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(words)])
 
 

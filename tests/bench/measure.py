@@ -19,7 +19,8 @@ import duckdb
 import psutil
 
 from k2.dev.children import Child
-from k2.lake.catalog import load_table, open_catalog, trades_name
+from k2.lake.catalog import load_table, open_catalog, table_name
+from k2.schemas import TRADES
 from k2.settings import Settings
 
 __all__ = [
@@ -190,7 +191,7 @@ class TableWatch:
 
     def __init__(self, settings: Settings) -> None:
         self._catalog = sqlite3.connect(f"file:{settings.data / 'catalog.db'}?mode=ro", uri=True)
-        self._name = trades_name(settings).split(".")
+        self._name = table_name(settings, TRADES).split(".")
         self._location = ""
         self.commits: list[tuple[float, int]] = []  # when seen, rows then
 
@@ -236,7 +237,7 @@ def check_table(name: str, settings: Settings, trades: int, symbols: int) -> Non
         CheckFailed: not every trade is in the table once, or a verdict is wrong: the workload
             has no faults, so the verdict is `first` once a symbol, and else `ok`.
     """
-    table = load_table(open_catalog(settings), trades_name(settings))
+    table = load_table(open_catalog(settings), table_name(settings, TRADES))
     paths = [task.file.file_path.removeprefix("file://") for task in table.scan().plan_files()]
     if not paths:
         raise CheckFailed(f"{name}: the table has no data files, wanted {trades} rows")

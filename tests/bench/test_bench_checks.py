@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from k2.lake.catalog import ensure_tables, load_table, open_catalog, trades_name
+from k2.lake.catalog import ensure_tables, load_table, open_catalog, table_name
 from k2.schemas import TRADES
 from k2.settings import Settings
 from tests.bench.measure import CheckFailed, assigned_by_faust, check_table
@@ -30,9 +30,9 @@ def _table(folder: Path, offsets: list[int], verdicts: list[str]) -> Settings:
         "decimal128(18, 8)": Decimal(1),
         "timestamp[us, tz=UTC]": now,
     }
-    columns = {f.name: [other[str(f.type)]] * len(offsets) for f in TRADES}
+    columns = {f.name: [other[str(f.type)]] * len(offsets) for f in TRADES.table}
     columns |= {"kafka_offset": offsets, "verdict": verdicts}
-    load_table(catalog, trades_name(settings)).append(pa.table(columns, schema=TRADES))
+    load_table(catalog, table_name(settings, TRADES)).append(pa.table(columns, schema=TRADES.table))
     return settings
 
 

@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 PARTITIONS = 4
-FAUST_TOPIC = "bench.stock_faust"
+FAUST_TOPIC = "market.trades.stock_faust"
 #: Of every contestant: Tansu holds a join for half of it.
 SESSION_TIMEOUT_MS = 6000
 #: At most, of one call of `consume`.

@@ -12,7 +12,7 @@ from k2.dev.broker import Embedded
 from k2.feeds.producer import produce
 from k2.feeds.simulate import Simulation
 from k2.registry import open_registry
-from k2.schemas import TRADE_AVRO
+from k2.schemas import TRADES
 from k2.settings import Settings
 from k2.topics import ensure_topics
 from tests.bench.wire import FAUST_TOPIC, PARTITIONS
@@ -56,9 +56,9 @@ class Workload:
         admin = AdminClient({"bootstrap.servers": broker.address})
         for created in admin.create_topics([NewTopic(FAUST_TOPIC, PARTITIONS, 1)]).values():
             created.result()
-        topic = settings.trades_topic(EXCHANGE)
+        topic = TRADES.topic(EXCHANGE)
         done = produce(Simulation(plan.seed, plan.symbols, plan.trades, EXCHANGE), topic, settings)
         few = Simulation(plan.seed, plan.symbols, plan.faust_trades, EXCHANGE)
         produce(few, FAUST_TOPIC, settings)
-        schema_id = open_registry(settings).register(f"{topic}-value", TRADE_AVRO)
+        schema_id = open_registry(settings).register(f"{topic}-value", TRADES.avro)
         return cls(plan, broker.address, topic, done.bytes, schema_id, few.journal.rows)

@@ -17,7 +17,7 @@ from k2.codec import encode
 from k2.dev.server import Running
 from k2.feeds.simulate import Simulation
 from k2.registry import open_registry
-from k2.schemas import TRADE_AVRO
+from k2.schemas import TRADES
 from k2.security import client_options
 from k2.settings import Settings
 from tests.integration.oracle.topic import Topics
@@ -105,7 +105,7 @@ def compact(settings: Settings, await_feed: Callable[[], int]) -> int:
 def _configure(settings: Settings, options: dict[str, str]) -> None:
     resource = ConfigResource(
         ConfigResource.Type.TOPIC,
-        settings.trades_topic("SIM"),
+        TRADES.topic("SIM"),
         incremental_configs=[
             ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
             for name, value in options.items()
@@ -126,14 +126,14 @@ class Aborting(Running):
 
     def _run(self) -> None:
         settings = self._settings
-        schema_id = open_registry(settings).register("values", TRADE_AVRO)
-        buffer, ends = encode(pa.concat_tables(Simulation(7, 1, 50)), schema_id)
+        schema_id = open_registry(settings).register("values", TRADES.avro)
+        buffer, ends = encode(TRADES, pa.concat_tables(Simulation(7, 1, 50)), schema_id)
         values = [bytes(buffer[a:b]) for a, b in pairwise(ends)]
         # Its coordinator is not there at once: librdkafka tries on, and would say so on stderr.
         options = {**client_options(settings), "transactional.id": "aborting", "log_level": 0}
         producer = Producer(options)
         producer.init_transactions(ANSWER_S)
-        topic = settings.trades_topic("SIM")
+        topic = TRADES.topic("SIM")
         while not self._stop.is_set():
             producer.begin_transaction()
             for number, value in enumerate(values):

@@ -11,6 +11,7 @@ from k2.agents import ingest
 
 from k2.codec import block, fields
 from k2.lake import commit
+from k2.schemas import TRADES
 from tests.fuzz.reference import Reference
 from tests.fuzz.test_codec_fuzz import check
 from tests.fuzz.values import SCHEMAS
@@ -61,10 +62,10 @@ def misread_cases(cases: int) -> int:
     guarded = fields.require, block.require
     _no_proof()
     try:
-        reference, misread = Reference(SCHEMAS), 0
+        reference, misread = Reference(TRADES, SCHEMAS[TRADES]), 0
         for number in range(cases):
             try:
-                check(reference, number)
+                check(TRADES, reference, number)
             except (AssertionError, pa.ArrowInvalid):
                 misread += 1
         return misread

@@ -18,6 +18,7 @@ from typing import TypeVar
 from k2.dev.children import Child
 from k2.errors import ChildDied
 from k2.feeds.simulate import Journal, Simulation
+from k2.schemas import TRADES
 from k2.settings import Settings
 from tests.chaos.lakes import Lake, Place
 from tests.integration.oracle import Wrong, check, check_topics
@@ -78,7 +79,7 @@ class Round:
     def play(self) -> None:
         """Let it happen in mid-stream, go on as an operator would, and ask the oracle."""
         journal, stream = self._simulation.journal, list(self._simulation)
-        topic = self.settings.trades_topic("SIM")
+        topic = TRADES.topic("SIM")
         try:
             with Feed(stream, topic, self.settings, self.fault.rate) as self.feed:
                 hit_at, worker = self.fault.scene(self)

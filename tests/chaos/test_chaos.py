@@ -10,6 +10,7 @@ import pytest
 from k2.dev.seaweed import SeaweedFS
 from k2.feeds.producer import produce
 from k2.feeds.simulate import Simulation
+from k2.schemas import TRADES
 from tests.chaos.faults import FAULTS
 from tests.chaos.lakes import embedded, kafka
 from tests.chaos.mutations import GUARDED, MUTATIONS, PROOF, misread_cases
@@ -70,7 +71,7 @@ def test_second_signal_leaves_at_once_and_loses_nothing(tmp_path: Path) -> None:
     }
     with embedded(tmp_path / "data", SMALL) as lake:
         settings = lake.settings
-        topic = settings.trades_topic("SIM")
+        topic = TRADES.topic("SIM")
         with ChaosWorker(settings, "a", armed) as worker:
             worker.await_ready()
             produce(stream, topic, settings)

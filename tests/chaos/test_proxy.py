@@ -23,10 +23,11 @@ from k2.errors import CatalogUnavailable, CommitFailed, Fenced
 from k2.feeds.producer import produce
 from k2.feeds.simulate import Simulation
 from k2.lake.audit import audit
-from k2.lake.catalog import ensure_tables, load_table, open_catalog, trades_name
+from k2.lake.catalog import ensure_tables, load_table, open_catalog, table_name
 from k2.lake.commit import Sink
 from k2.lake.states import inherit, rebuild
 from k2.query.engine import Engine
+from k2.schemas import TRADES
 from k2.sequence import Rules
 from k2.settings import Settings
 from tests.chaos.proxy import (
@@ -81,9 +82,9 @@ class Way:
         """The next offset of A: all rows below it are there once, and nothing else."""
         catalog = open_catalog(self.direct)
         assert audit(catalog, self.direct).passed
-        table = load_table(catalog, trades_name(self.direct))
+        table = load_table(catalog, table_name(self.direct, TRADES))
         found = sorted(table.scan().to_arrow()["kafka_offset"].to_pylist())
-        end = Sink(catalog, trades_name(self.direct), self.direct).offsets().get(A, 0)
+        end = Sink(catalog, table_name(self.direct, TRADES), self.direct).offsets().get(A, 0)
         assert found == list(range(end))
         return end
 
@@ -113,7 +114,7 @@ def way(store: SeaweedFS, tmp_path: Path) -> Iterator[Way]:
 
 
 def sink_of(settings: Settings) -> Sink:
-    return Sink(open_catalog(settings), trades_name(settings), settings)
+    return Sink(open_catalog(settings), table_name(settings, TRADES), settings)
 
 
 def append(sink: Sink, offset: int) -> None:
@@ -202,7 +203,7 @@ def test_fault_is_got_over_or_named_and_loses_and_doubles_nothing(name: str, way
         if said:
             with pytest.raises(CommitFailed, match=said) as failed:
                 append(sink, 1)
-            assert trades_name(way.direct) in str(failed.value)
+            assert table_name(way.direct, TRADES) in str(failed.value)
         else:
             append(sink, 1)
         took_s = time.monotonic() - started
@@ -241,7 +242,7 @@ def test_reads_fail_as_catalog_unavailable_in_time(kind: Kind, way: Way) -> None
         for read in (
             lambda: open_catalog(way.through),
             lambda: ensure_tables(sink.catalog, way.through),
-            lambda: load_table(sink.catalog, trades_name(way.through)),
+            lambda: load_table(sink.catalog, table_name(way.through, TRADES)),
             sink.offsets,
             sink.moves,
         ):
@@ -296,7 +297,7 @@ def test_sigterm_ends_a_worker_whose_lake_hangs(store: SeaweedFS, tmp_path: Path
         proxies(store, tmp_path, broker=broker.address, exchanges="SIM", **defaults) as way,
     ):
         init(way.direct)
-        topic = way.direct.trades_topic("SIM")
+        topic = TRADES.topic("SIM")
         for proxy, part in ((way.catalog, whole[:half]), (way.s3, whole[half:])):
             with Worker(way.through, "a") as worker:
                 worker.await_ready()
@@ -330,7 +331,7 @@ def test_worker_gets_over_faults_of_both_in_midstream(store: SeaweedFS, tmp_path
         proxies(store, tmp_path, broker=broker.address, exchanges="SIM", **limits) as way,
     ):
         init(way.direct)
-        topic, whole = way.direct.trades_topic("SIM"), pa.concat_tables(stream)
+        topic, whole = TRADES.topic("SIM"), pa.concat_tables(stream)
         faults = (
             (way.catalog, Kind.CUT_AFTER, commits, {"times": 2}),
             (way.s3, Kind.ERROR, anything, {"share": 0.2, "seed": 8}),

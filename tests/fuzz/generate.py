@@ -3,8 +3,8 @@
 Large ones: half of them clean, the others with few faults or many. Between two of those, small
 ones with one fault each, which ask of every single check of the codec whether it is needed.
 
-A case depends on (seed, number) alone. Trades are drawn from a pool that several cases share, so
-that the reference has to read each distinct value once only.
+A case depends on (kind, seed, number) alone. Values are drawn from a pool that several cases share,
+so that the reference has to read each distinct value once only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 
+from k2.schemas import Kind
 from k2.transport.fetched import Fetched, RecordBatch, parse
 from tests.fuzz.frames import inside, lying, packed, record, stretched
 from tests.fuzz.reference import Rec, Section
@@ -22,7 +23,7 @@ from tests.fuzz.values import (
     Piece,
     framed,
     spoiled,
-    trade,
+    valid,
     write,
 )
 
@@ -30,7 +31,7 @@ __all__ = ["CASES_PER_POOL", "Case", "case"]
 
 CASES_PER_POOL = 420
 _LARGE_EVERY = 14  # cases that share a pool
-_POOL_TRADES = 1000
+_POOL_VALUES = 1000
 _TIMES = (0, 1, -1, 63, -64, 64, 5000, 2**31, -(2**40))
 _KEYS = (b"", b"X.S", b"\xff\0", b"k" * 63, b"k" * 64)
 
@@ -46,24 +47,26 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Pool:
+    ids: list[int]  # of all schemas
     plain: dict[int, list[bytes]]  # values by schema id, of the reader's layout
     odd: list[bytes]  # valid, but evolved, long or wide
     pieces: list[tuple[int, list[Piece]]]  # what is there to be spoiled
 
 
 @lru_cache(maxsize=2)
-def _pool(seed: int, number: int) -> Pool:
+def _pool(kind: Kind, seed: int, number: int) -> Pool:
+    schemas = SCHEMAS[kind]
     rng = Random(f"{seed} pool {number}")
     plain, odd, pieces = {}, [], []
     for schema_id in SAME_LAYOUT:
-        made = [trade(rng, SCHEMAS[schema_id]) for _ in range(_POOL_TRADES // len(SAME_LAYOUT))]
+        made = [valid(rng, kind.avro) for _ in range(_POOL_VALUES // len(SAME_LAYOUT))]
         plain[schema_id] = [framed(schema_id, write(each)) for each in made]
         pieces += [(schema_id, each) for each in made]
-    for schema_id in SCHEMAS:
-        made = [trade(rng, SCHEMAS[schema_id], wild=True) for _ in range(20)]
+    for schema_id in schemas:
+        made = [valid(rng, schemas[schema_id], wild=True) for _ in range(20)]
         odd += [framed(schema_id, write(each)) for each in made]
         pieces += [(schema_id, each) for each in made]
-    return Pool(plain, odd, pieces)
+    return Pool(list(schemas), plain, odd, pieces)
 
 
 class _Batch:
@@ -114,7 +117,7 @@ class _Batch:
         kind = rng.randrange(13)
         if kind < 6:
             fake = record(delta + 1, time, key, value)
-            value = spoiled(rng, schema_id, pieces, fake)
+            value = spoiled(rng, self.pool.ids, schema_id, pieces, fake)
             return value, key, record(delta, time, key, value)
         if kind == 6:
             value = rng.choice(self.pool.odd)
@@ -250,10 +253,10 @@ def _small(rng: Random, pool: Pool) -> Case:
     return Case(_direct(50, first_offset, [section], rng), [section], clean=False)
 
 
-def case(seed: int, number: int) -> Case:
-    """Case `number` of a seed."""
+def case(kind: Kind, seed: int, number: int) -> Case:
+    """Case `number` of a kind and seed."""
     rng = Random(f"{seed} case {number}")
-    pool = _pool(seed, number // CASES_PER_POOL)
+    pool = _pool(kind, seed, number // CASES_PER_POOL)
     if number % _LARGE_EVERY:
         return _small(rng, pool)
     clean = rng.random() < 0.5

@@ -19,14 +19,12 @@ from typing import Any
 import fastavro
 import pyarrow as pa
 
-from k2.schemas import TRADE_AVRO, TRADE_BATCH
+from k2.schemas import Kind
 
 __all__ = ["Expected", "Part", "Rec", "Reference", "Refusal", "Rest", "Section", "cut"]
 
 _YEAR_10000_MS = 253_402_300_800_000
 _HEADER = 5  # a zero byte and the schema id
-_NAMES = [name for name in TRADE_BATCH.names if name != "kafka_offset"]
-_ROW = pa.schema([TRADE_BATCH.field(name) for name in _NAMES])
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,13 +210,14 @@ def _walk(avro: Any, data: bytes, at: int) -> int:
 class Reference:
     """Judges values by (their bytes); each distinct value is read once and remembered."""
 
-    def __init__(self, schemas: Mapping[int, Any]) -> None:
+    def __init__(self, kind: Kind, schemas: Mapping[int, Any]) -> None:
+        self._kind, self._row = kind, kind.columns
         self._raw = schemas
         self._parsed = {number: fastavro.parse_schema(each) for number, each in schemas.items()}
-        self._reader = fastavro.parse_schema(TRADE_AVRO)
+        self._reader = fastavro.parse_schema(kind.avro)
         self._judged: dict[bytes | None, int | str] = {None: "null_value"}
         self._rows: list[tuple[Any, ...]] = []
-        self._table = _ROW.empty_table()
+        self._table = self._row.empty_table()
 
     def judge(self, value: bytes | None) -> int | str:
         """The number of the row that a value is, or the reason why it is none."""
@@ -249,7 +248,7 @@ class Reference:
         assert stream.tell() == end, "fastavro and the walk disagree on where a value ends"
         if end < len(datum):
             return "trailing_bytes"
-        self._rows.append(tuple(row[name] for name in _NAMES))
+        self._rows.append(tuple(row[name] for name in self._row.names))
         return len(self._rows) - 1
 
     def _known_rows(self) -> pa.Table:
@@ -257,7 +256,8 @@ class Reference:
         if done < len(self._rows):
             columns = list(zip(*self._rows[done:], strict=True))
             fresh = pa.table(
-                [pa.array(c, f.type) for c, f in zip(columns, _ROW, strict=True)], schema=_ROW
+                [pa.array(c, f.type) for c, f in zip(columns, self._row, strict=True)],
+                schema=self._row,
             )
             assert [tuple(row.values()) for row in fresh.to_pylist()] == self._rows[done:]
             self._table = pa.concat_tables([self._table, fresh]).combine_chunks()
@@ -302,6 +302,6 @@ class Reference:
                 part.rest = Rest(section.base + last + 1, rest, lost)
         table = self._known_rows().take(pa.array(rows, pa.int64()))
         table = table.append_column(
-            TRADE_BATCH.field("kafka_offset"), pa.array(offsets, pa.int64())
+            self._kind.batch.field("kafka_offset"), pa.array(offsets, pa.int64())
         )
         return Expected(table, parts)

@@ -1,4 +1,4 @@
-"""Trades as bytes, good ones and spoiled ones, written part by part and not by any library."""
+"""Trades and quotes as bytes, good and spoiled, written part by part and not by any library."""
 
 from __future__ import annotations
 
@@ -7,45 +7,67 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from k2.schemas import TRADE_AVRO
+from k2.schemas import QUOTES, TRADES, Kind
 
-__all__ = ["SCHEMAS", "UNKNOWN_ID", "framed", "overlong", "spoiled", "trade", "varint", "write"]
+__all__ = ["SCHEMAS", "UNKNOWN_ID", "framed", "overlong", "spoiled", "valid", "varint", "write"]
 
 
-def _evolved(name: str, **change: Any) -> dict[str, Any]:
-    schema = copy.deepcopy(TRADE_AVRO)
+def _evolved(kind: Kind, name: str, **change: Any) -> dict[str, Any]:
+    schema = copy.deepcopy(kind.avro)
     (found,) = (each for each in schema["fields"] if each["name"] == name)
     found.pop("default", None)
     found.update(change)
     return schema
 
 
-def _added() -> dict[str, Any]:
-    schema = copy.deepcopy(TRADE_AVRO)
+def _added(kind: Kind) -> dict[str, Any]:
+    schema = copy.deepcopy(kind.avro)
     schema["fields"].insert(3, {"name": "desk", "type": ["null", "long"], "default": None})
     return schema
 
 
-def _reordered() -> dict[str, Any]:
-    schema = copy.deepcopy(TRADE_AVRO)
+def _reordered(kind: Kind) -> dict[str, Any]:
+    schema = copy.deepcopy(kind.avro)
     fields = schema["fields"]
     fields[0], fields[1], fields[5], fields[6] = fields[1], fields[0], fields[6], fields[5]
     return schema
 
 
 _SIDE = {"type": "enum", "name": "Side", "symbols": ["SELL", "CROSS", "BUY", "NONE"]}
+_DECIMAL = {"type": "bytes", "logicalType": "decimal", "precision": 18, "scale": 8}
 
-#: Writer schemas by id. Some ids are, as the bytes of a float, not a number or infinite.
-SCHEMAS: dict[int, dict[str, Any]] = {
-    **dict.fromkeys((0, 1, 0x0000807F, 0x0100A0FF, 0xFFFFFFFF), TRADE_AVRO),
-    20: _added(),
-    21: _reordered(),
-    22: _evolved("trade_id", type=["string", "null"]),
-    23: _evolved("side", type=_SIDE),  # CROSS is not known to the reader
-    24: _evolved("sequence", type="int"),
-    25: _evolved("venue", type="string"),
-}
+
+def _schemas(kind: Kind, changed: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    common = [
+        _added(kind),
+        _reordered(kind),
+        _evolved(kind, "sequence", type="int"),
+        _evolved(kind, "venue", type="string"),
+    ]
+    others = dict(enumerate([*common, *changed], start=20))
+    return {**dict.fromkeys(SAME_LAYOUT, kind.avro), **others}
+
+
+#: Some ids are, as the bytes of a float, not a number or infinite.
 SAME_LAYOUT = (0, 1, 0x0000807F, 0x0100A0FF, 0xFFFFFFFF)
+
+#: Writer schemas by id.
+SCHEMAS: dict[Kind, dict[int, dict[str, Any]]] = {
+    TRADES: _schemas(
+        TRADES,
+        [
+            _evolved(TRADES, "trade_id", type=["string", "null"]),
+            _evolved(TRADES, "side", type=_SIDE),  # CROSS is not known to the reader
+        ],
+    ),
+    QUOTES: _schemas(
+        QUOTES,
+        [
+            _evolved(QUOTES, "bid_price", type=[_DECIMAL, "null"]),
+            _evolved(QUOTES, "ask_size", type=_DECIMAL),
+        ],
+    ),
+}
 UNKNOWN_ID = 4711
 
 
@@ -140,7 +162,7 @@ def _pieces(rng: Random, avro: Any, wild: bool) -> list[Piece]:
     return [Piece("text" if kind == "string" else "amount", len(data), data)]
 
 
-def trade(rng: Random, schema: dict[str, Any], wild: bool = False) -> list[Piece]:
+def valid(rng: Random, schema: dict[str, Any], wild: bool = False) -> list[Piece]:
     """A valid value; wild: also long strings and integers of ten bytes."""
     return [piece for each in schema["fields"] for piece in _pieces(rng, each["type"], wild)]
 
@@ -227,7 +249,9 @@ def _scratch(rng: Random, data: bytes) -> bytes:
     return data[:at] + data[:at] + data[at:]
 
 
-def spoiled(rng: Random, schema_id: int, pieces: list[Piece], fake: bytes) -> bytes | None:
+def spoiled(
+    rng: Random, ids: list[int], schema_id: int, pieces: list[Piece], fake: bytes
+) -> bytes | None:
     """A value with one thing done to it; most are corrupt, some are valid and merely unusual.
 
     `fake`: bytes that look like a record, to be put inside a string.
@@ -243,7 +267,7 @@ def spoiled(rng: Random, schema_id: int, pieces: list[Piece], fake: bytes) -> by
         case 3:
             return framed(rng.choice((UNKNOWN_ID, schema_id ^ 1 << 8, 0x00800000)), good)
         case 4:
-            return framed(rng.choice(list(SCHEMAS)), good)
+            return framed(rng.choice(ids), good)
         case 5 | 6 | 7:
             return framed(schema_id, _swap_integer(rng, pieces))
         case 8 | 9:

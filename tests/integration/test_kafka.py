@@ -32,7 +32,7 @@ from k2.lake.catalog import open_catalog
 from k2.lake.moves import Offsets
 from k2.lake.offsets import Source
 from k2.registry import open_registry
-from k2.schemas import TRADE_AVRO
+from k2.schemas import TRADES
 from k2.security import client_options
 from k2.settings import Settings
 from k2.topics import cluster_id, topic_ids
@@ -120,7 +120,7 @@ def test_compressed_batches_come_out_as_they_went_in(kafka: On) -> None:
     topics = {f"{by}-{codec}": codec for by in ("feed", "kafka") for codec in CODECS}
     lake = replace(kafka[0], exchanges=",".join(topics))
     asked = [
-        NewTopic(lake.trades_topic(name), lake.partitions, 1, config={"compression.type": codec})
+        NewTopic(TRADES.topic(name), lake.partitions, 1, config={"compression.type": codec})
         for name, codec in topics.items()
         if name.startswith("kafka")
     ]
@@ -133,9 +133,9 @@ def test_compressed_batches_come_out_as_they_went_in(kafka: On) -> None:
             options["compression.type"] = codec
         producer = Producer(options)
         for value in values[number * 100 : number * 100 + 100]:
-            producer.produce(lake.trades_topic(name), value, KEY, partition=0)
+            producer.produce(TRADES.topic(name), value, KEY, partition=0)
         assert producer.flush(30) == 0
-        log = lake.data / "kafka" / "log" / f"{lake.trades_topic(name)}-0"
+        log = lake.data / "kafka" / "log" / f"{TRADES.topic(name)}-0"
         assert {attributes & 7 for _, attributes in _batches(log)} == {CODECS[codec]}
     with Worker(lake) as worker:
         until(lambda: committed(lake) >= len(values), 60, lambda: f"trades:\n{worker.tail()}")
@@ -277,13 +277,13 @@ def test_tls_and_sasl_from_the_feed_to_the_audit(tmp_path: Path, seaweed: Seawee
 
 
 def _topic(lake: Settings) -> str:
-    return lake.trades_topic("SIM")
+    return TRADES.topic("SIM")
 
 
 def _values(lake: Settings, count: int) -> list[bytes]:
     """Trades of one symbol, as they stand in a record's value."""
-    schema_id = open_registry(lake).register("values", TRADE_AVRO)
-    buffer, ends = encode(pa.concat_tables(Simulation(3, 1, count)), schema_id)
+    schema_id = open_registry(lake).register("values", TRADES.avro)
+    buffer, ends = encode(TRADES, pa.concat_tables(Simulation(3, 1, count)), schema_id)
     return [bytes(buffer[first:last]) for first, last in pairwise(ends)]
 
 

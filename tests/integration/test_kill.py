@@ -8,13 +8,14 @@ import time
 import pytest
 
 from k2.feeds.simulate import Simulation
+from k2.schemas import TRADES
 from k2.settings import Settings
 from tests.integration.oracle import check
 from tests.integration.parts import Feed, Worker, committed, until, verify
 
 pytestmark = pytest.mark.slow
 
-TRADES = 2_000_000
+ROWS = 2_000_000
 RATE = 70_000.0
 KILLS = 4
 SEED = 20_140_310
@@ -24,13 +25,13 @@ SEED = 20_140_310
 @pytest.mark.parametrize("place", ["local"], indirect=True)
 def test_sigkill_at_random_moments_keeps_every_trade_once(lake: Settings) -> None:
     """The worker is killed again and again, once while it starts, as trades keep coming."""
-    simulation = Simulation(SEED, 200, TRADES, gaps=300, duplicates=500, late=300, resets=20)
+    simulation = Simulation(SEED, 200, ROWS, gaps=300, duplicates=500, late=300, resets=20)
     journal, stream = simulation.journal, list(simulation)
     total = sum(journal.rows.values())
     moments = random.Random(SEED)
     killed_at: list[int] = []
     worker = Worker(lake)
-    with Feed(stream, lake.trades_topic("SIM"), lake, RATE) as feed, worker:
+    with Feed(stream, TRADES.topic("SIM"), lake, RATE) as feed, worker:
         for number in range(KILLS):
             _await_rows(worker, int(total * (number + moments.random()) / (KILLS + 1)))
             _kill(worker, moments.uniform(0.0, 0.3), killed_at)  # anywhere in a commit

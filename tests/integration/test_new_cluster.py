@@ -10,6 +10,7 @@ from k2.dev.broker import free_port
 from k2.dev.stack import Stack
 from k2.feeds.producer import produce
 from k2.feeds.simulate import Simulation
+from k2.schemas import TRADES
 from k2.settings import Settings
 from tests.integration.oracle import same_as_stream, same_as_topics
 from tests.integration.oracle.topic import Topics
@@ -26,7 +27,7 @@ def test_day_sent_again_to_a_new_cluster_is_all_duplicates(tmp_path: Path) -> No
     for number in range(3):
         with Stack(settings, embedded=True, tell=lambda line: None) as stack:
             own = stack.settings
-            produce(stream, own.trades_topic("SIM"), own)
+            produce(stream, TRADES.topic("SIM"), own)
             until(lambda: committed(own) >= journal.sent, 60, "the trades")  # noqa: B023
             wanted = journal.sent * number
             until(lambda: committed(own, "rejects") >= wanted, 60, "the duplicates")  # noqa: B023

@@ -20,7 +20,7 @@ from k2.lake.catalog import open_catalog
 from k2.lake.moves import Offsets
 from k2.lake.offsets import Source
 from k2.registry import open_registry
-from k2.schemas import TRADE_AVRO
+from k2.schemas import TRADES
 from k2.settings import Settings
 from k2.topics import cluster_id
 from tests.integration.oracle import Wrong, check_topics, connect
@@ -41,11 +41,11 @@ def test_skipped_records_are_given_up_and_the_audit_knows(lake: Settings) -> Non
     _send(lake, trades[:20])
     _work(lake, 20, meanwhile=lambda: _refused(_move(lake, "end"), "Stop them first"))
     _send(lake, trades[20:40])
-    assert _show(lake)[0] == {"trades": 20, "log_start": 0, "log_end": 40, "verdict": "ok"}
+    assert _show(lake)[0] == {"next_offset": 20, "log_start": 0, "log_end": 40, "verdict": "ok"}
     done = _move(lake, "end", sure=False)
     assert "nothing done" in done.stderr
     assert "20 offsets are given up: 20..39" in done.stdout
-    assert _show(lake)[0]["trades"] == 20
+    assert _show(lake)[0]["next_offset"] == 20
     assert _move(lake, "end", "--force").returncode == 0
     _send(lake, trades[40:])
     _work(lake, 40)
@@ -112,12 +112,12 @@ def test_offsets_of_a_cluster_that_is_gone_are_forgotten(lake: Settings) -> None
 
 def _trades(count: int) -> list[bytes]:
     table = pa.concat_tables(Simulation(3, 1, count))
-    buffer, ends = encode(table, 1)
+    buffer, ends = encode(TRADES, table, 1)
     return [bytes(buffer[first:last]) for first, last in pairwise(ends)]
 
 
 def _send(lake: Settings, values: list[bytes]) -> None:
-    assert open_registry(lake).register(f"{TOPIC}-value", TRADE_AVRO) == 1
+    assert open_registry(lake).register(f"{TOPIC}-value", TRADES.avro) == 1
     producer = Producer({"bootstrap.servers": lake.broker, "log_level": 0})
     for value in values:
         producer.produce(TOPIC, value, KEY, partition=0)
@@ -165,6 +165,6 @@ def _verdicts(lake: Settings) -> list[tuple[str]]:
 def _show(lake: Settings, code: int = 0) -> list[dict[str, object]]:
     done = k2(environment(lake), "offsets", "show", "--json")
     assert done.returncode == code, done.stderr
-    names = ("trades", "log_start", "log_end", "verdict")
+    names = ("next_offset", "log_start", "log_end", "verdict")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     return [{name: row[name] for name in names} for row in rows]

@@ -20,11 +20,11 @@ from pyiceberg.catalog import Catalog
 from k2.codec import encode
 from k2.feeds.producer import produce
 from k2.feeds.simulate import Simulation
-from k2.lake.catalog import ensure_tables, open_catalog, rejects_name, trades_name
+from k2.lake.catalog import ensure_tables, open_catalog, rejects_name, table_name
 from k2.lake.commit import Sink
 from k2.lake.offsets import Move, Source
 from k2.registry import open_registry
-from k2.schemas import REJECTS, TRADE_AVRO, TRADES
+from k2.schemas import REJECTS, TRADES
 from k2.settings import Settings
 from k2.topics import ensure_topics
 from tests.conftest import Broker
@@ -63,7 +63,7 @@ class Day:
         """Three of them, with each record where it belongs, made anew at every call."""
         rows, seen, highest = [], set[str](), dict[str, int]()
         whole = pa.concat_tables(self.stream)
-        buffer, ends = encode(whole, SCHEMA_ID)
+        buffer, ends = encode(TRADES, whole, SCHEMA_ID)
         values = [bytes(buffer[first:last]) for first, last in pairwise(ends)]
         for offset, sent in enumerate(whole.to_pylist()):
             last = highest.get(sent["symbol"], 0)
@@ -125,8 +125,11 @@ class Lake:
         ensure_tables(self.catalog, settings)
         self.source = source
         self._sinks = [
-            (Sink(self.catalog, name(settings), settings), schema)
-            for name, schema in ((rejects_name, REJECTS), (trades_name, TRADES))
+            (Sink(self.catalog, name, settings), schema)
+            for name, schema in (
+                (rejects_name(settings), REJECTS),
+                (table_name(settings, TRADES), TRADES.table),
+            )
         ]
 
     def add(self, commit: Commit, times: int = 1) -> list[Path]:
@@ -149,7 +152,7 @@ def sent(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Day:
         partitions=1,
     )
     ensure_topics(settings)
-    topic = settings.trades_topic(settings.exchanges)
+    topic = TRADES.topic(settings.exchanges)
     simulation = Simulation(5, SYMBOLS, TRADES_SENT, gaps=3, duplicates=4, late=2)
     stream = list(simulation)
     assert produce(stream, topic, settings).count == simulation.journal.sent
@@ -338,8 +341,8 @@ def test_a_log_is_read_to_its_end_whoever_wrote_it(day: Day, lake: Lake) -> None
     settings = replace(day.settings, exchanges=f"foreign{uuid.uuid4().hex}")
     ensure_topics(settings)
     check_topics(settings)
-    topic = settings.trades_topic(settings.exchanges)
-    assert open_registry(settings).register(f"{topic}-value", TRADE_AVRO) == SCHEMA_ID
+    topic = TRADES.topic(settings.exchanges)
+    assert open_registry(settings).register(f"{topic}-value", TRADES.avro) == SCHEMA_ID
     producer = Producer({"bootstrap.servers": settings.broker, "log_level": 0})
     for number in range(3):
         producer.produce(topic, b"none", str(number).encode(), partition=0)

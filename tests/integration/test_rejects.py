@@ -11,7 +11,7 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from k2.codec import encode
 from k2.feeds.simulate import Simulation
 from k2.registry import open_registry
-from k2.schemas import TRADE_AVRO
+from k2.schemas import TRADES
 from k2.settings import Settings
 from k2.topics import REJECTS_TOPIC
 from tests.integration.oracle import check_topics, connect
@@ -25,10 +25,10 @@ KEY = b"SIM.S00001"
 
 def test_undecodable_records_are_in_rejects_once_with_their_bytes(lake: Settings) -> None:
     """One value of each kind that cannot be decoded, among trades: in table and topic."""
-    topic = lake.trades_topic("SIM")
-    schema_id = open_registry(lake).register(f"{topic}-value", TRADE_AVRO)
+    topic = TRADES.topic("SIM")
+    schema_id = open_registry(lake).register(f"{topic}-value", TRADES.avro)
     (table,) = Simulation(3, 1, GOOD)
-    buffer, ends = encode(table, schema_id)
+    buffer, ends = encode(TRADES, table, schema_id)
     values = [bytes(buffer[first:last]) for first, last in pairwise(ends)]
     good = values[50]
     bad: dict[str, bytes | None] = {

@@ -19,7 +19,7 @@ from k2.lake.replays import Ledger, Note, Place
 from k2.query.engine import Engine
 from k2.query.rejects import Selection
 from k2.registry import open_registry
-from k2.schemas import TRADE_AVRO
+from k2.schemas import TRADES
 from k2.settings import Settings
 from tests.integration.oracle import connect
 from tests.integration.parts import Worker, committed, environment, k2, until, verify
@@ -42,11 +42,11 @@ class Dying(Ledger):
 
 def test_a_reject_is_replayed_once_when_its_schema_is_there(lake: Settings) -> None:
     """A third of the stream has an unknown schema id and comes later, each exactly once."""
-    topic = lake.trades_topic("SIM")
+    topic = TRADES.topic("SIM")
     (table,) = Simulation(3, 1, GOOD + UNKNOWN)
-    later = {**TRADE_AVRO, "doc": "the same, registered later"}
+    later = {**TRADES.avro, "doc": "the same, registered later"}
     registry = open_registry(lake)
-    known = registry.register(f"{topic}-value", TRADE_AVRO)
+    known = registry.register(f"{topic}-value", TRADES.avro)
     values = [_value(table.slice(at, 1), known + (at >= GOOD)) for at in range(GOOD + UNKNOWN)]
     _produce(lake, topic, [*values, None])
 
@@ -83,7 +83,7 @@ def test_a_reject_is_replayed_once_when_its_schema_is_there(lake: Settings) -> N
 
 def test_a_replay_that_died_before_its_note_is_settled_by_the_log(lake: Settings) -> None:
     """The next one finds what was sent and sends nothing; what was not sent is named."""
-    topic = lake.trades_topic("SIM")
+    topic = TRADES.topic("SIM")
     _produce(lake, topic, [b"bad"] * 5)
     with Worker(lake) as worker:
         until(lambda: committed(lake, "rejects") == 5, 60, lambda: f"rejected:\n{worker.tail()}")
@@ -121,7 +121,7 @@ def test_rejects_of_another_cluster_are_not_replayed_unasked(lake: Settings) -> 
 
 
 def _value(row: Any, schema_id: int) -> bytes:
-    buffer, ends = encode(row, schema_id)
+    buffer, ends = encode(TRADES, row, schema_id)
     ((first, last),) = pairwise(ends)
     return bytes(buffer[first:last])
 

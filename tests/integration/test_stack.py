@@ -23,7 +23,7 @@ from tests.integration.parts import committed, environment, get, k2, metric, row
 
 pytestmark = pytest.mark.slow
 
-TRADES = 20_000
+ROWS = 20_000
 #: What `k2 up` may take to stop: flush deadline, the stack's margin, the broker.
 STOP_S = 5 + 15 + 5
 
@@ -76,7 +76,7 @@ def _stop(running: Up) -> None:
 
 
 def _simulate(running: Up, *options: str) -> None:
-    done = k2(running.env, "simulate", "--trades", str(TRADES), *options)
+    done = k2(running.env, "simulate", "--trades", str(ROWS), *options)
     assert done.returncode == 0, done.stderr
 
 
@@ -101,14 +101,14 @@ def test_a_users_day(tmp_path: Path) -> None:
         assert "not committed when it ended are gone: send them again" in log.read_text()
         _simulate(running, "--date", "2024-03-12")
         sample = 'k2_records_total{table="trades"}'
-        until(lambda: metric(running.url, sample) == TRADES, 30, "all trades in the buffer")
+        until(lambda: metric(running.url, sample) == ROWS, 30, "all trades in the buffer")
         assert committed(settings) == sent
         _stop(running)
-    assert committed(settings) == sent + TRADES
+    assert committed(settings) == sent + ROWS
     assert k2(environment(K2_DATA=str(data)), "verify", "--offline").returncode == 0
     with connect(settings) as connection:
         days = "SELECT session, count(*) FROM trades GROUP BY ALL ORDER BY ALL"
-        assert [count for _, count in connection.execute(days).fetchall()] == [TRADES, sent]
+        assert [count for _, count in connection.execute(days).fetchall()] == [ROWS, sent]
 
 
 def _ask(url: str, journal: dict[str, object]) -> None:

@@ -11,22 +11,23 @@ import pyarrow.compute as pc
 import pytest
 
 from k2.feeds.simulate import Simulation
+from k2.schemas import TRADES
 from k2.settings import Settings
 from tests.integration.oracle import check
 from tests.integration.parts import Feed, Worker, committed, until, verify
 
 pytestmark = pytest.mark.slow
 
-TRADES = 600_000
+ROWS = 600_000
 RATE = 30_000.0
 FAULTS = {"gaps": 60, "duplicates": 80, "late": 60, "resets": 6}
 
 
 def test_other_worker_takes_over_while_trades_come(lake: Settings) -> None:
     """One of two is ended in mid-stream, first gently, then by SIGKILL: the other one goes on."""
-    simulation = Simulation(7, 200, TRADES, **FAULTS)
+    simulation = Simulation(7, 200, ROWS, **FAULTS)
     journal, whole = simulation.journal, pa.concat_tables(simulation)
-    cut = TRADES // 2
+    cut = ROWS // 2
     with _two(lake) as (going, staying):
         with Feed([whole.slice(0, cut)], _topic(lake), lake, RATE) as feed:
             _await_shared(going, staying)
@@ -50,9 +51,9 @@ def test_other_worker_takes_over_while_trades_come(lake: Settings) -> None:
 
 def test_zombie_that_wakes_up_changes_nothing(lake: Settings) -> None:
     """A worker frozen beyond its session, with rows in hand, is refused and then works again."""
-    simulation = Simulation(8, 200, TRADES, **FAULTS)
+    simulation = Simulation(8, 200, ROWS, **FAULTS)
     journal, whole = simulation.journal, pa.concat_tables(simulation)
-    cut = TRADES * 2 // 3
+    cut = ROWS * 2 // 3
     first, rest = whole.slice(0, cut), whole.slice(cut)
     with _two(lake) as (zombie, other):
         with Feed([first], _topic(lake), lake, RATE) as feed:
@@ -85,7 +86,7 @@ def _two(lake: Settings) -> Iterator[tuple[Worker, Worker]]:
 
 
 def _topic(lake: Settings) -> str:
-    return lake.trades_topic("SIM")
+    return TRADES.topic("SIM")
 
 
 def _await_shared(*workers: Worker) -> None:

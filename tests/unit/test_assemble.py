@@ -6,6 +6,7 @@ import pytest
 from k2.agents.assemble import assemble
 
 from k2.lake.offsets import Source
+from k2.schemas import TRADES
 from k2.sequence import Rules
 from k2.transport.fetched import RecordBatch
 from tests.by_hand import DECODER, GOOD, fetch, record
@@ -17,7 +18,7 @@ def test_record_whose_time_is_beyond_microseconds_is_kept(created: int) -> None:
     body = record(0, GOOD) + record(1, GOOD) + record(2, None)
     fetched = fetch(RecordBatch(100, 2, 3, created, created, False, body))
     decoded = DECODER.decode(fetched)
-    checked = assemble(Source("c", "t", 0), decoded, {}, Rules(), 0, 0)
+    checked = assemble(TRADES, Source("c", "t", 0), decoded, {}, Rules(), 0, 0)
     rejects = checked.rejects.select(["kafka_offset", "reason"]).sort_by("kafka_offset")
     assert rejects.to_pylist() == [
         {"kafka_offset": 101, "reason": "duplicate"},

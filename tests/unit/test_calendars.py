@@ -11,8 +11,8 @@ import pytest
 
 from k2.calendars import Calendar, load
 from k2.errors import SettingError
-from k2.feeds.asx import read_trades
-from k2.schemas import TRADE_BATCH
+from k2.feeds.asx import read
+from k2.schemas import TRADES
 from k2.sequence import Rules, check
 from k2.settings import Settings
 
@@ -115,9 +115,9 @@ def test_no_time_has_no_session() -> None:
 @pytest.mark.parametrize("company", ["7078", "7181", "3153"])
 def test_real_trades_are_all_in_session(company: str) -> None:
     """Auctions before the open and after the close, five days of them, and no gap."""
-    rows, _ = read_trades(ASX_DATA / "trades" / f"{company}.csv", company)
+    rows, _ = read(TRADES, ASX_DATA / "trades" / f"{company}.csv", company)
     n = rows.num_rows
-    batch = rows.append_column(TRADE_BATCH.field("kafka_offset"), [np.arange(n)])
+    batch = rows.append_column(TRADES.batch.field("kafka_offset"), [np.arange(n)])
     got = check({}, batch, Rules.of(Settings()))
     assert got.changes == []
     local = rows.column("ts_event").to_numpy() + 11 * HOUR

@@ -45,7 +45,7 @@ def test_show_names_what_is_stored_and_that_no_log_was_asked(data: Path) -> None
     """Exit code 0: nothing is known to be wrong."""
     result = k2(data, "show", "--json")
     rows = [orjson.loads(line) for line in result.stdout.splitlines()]
-    assert [(row["partition"], row["trades"], row["rejects"]) for row in rows] == [
+    assert [(row["partition"], row["next_offset"], row["rejects"]) for row in rows] == [
         (0, 1, None),
         (1, 1, None),
     ]
@@ -89,10 +89,10 @@ def test_a_topic_is_accepted_also_where_the_tables_know_no_id(
 ) -> None:
     """They are from before K2 carried ids; a topic that nobody has read is not made anew."""
     admin = AdminClient({"bootstrap.servers": broker.address, "log_level": 0})
-    for name in ("accepted", "unread"):
+    for name in ("market.trades.accepted", "market.trades.unread"):
         admin.create_topics([NewTopic(name, 2, 1)])[name].result(10)
-    (number,) = topic_ids(Settings(broker=broker.address), ["accepted"]).values()
-    old = Source(broker.cluster_id, "accepted", 0)
+    (number,) = topic_ids(Settings(broker=broker.address), ["market.trades.accepted"]).values()
+    old = Source(broker.cluster_id, "market.trades.accepted", 0)
     lake = Lake(tmp_path)
     lake.add([trade(0, old), trade(1, old)], {old: 2})
 
@@ -102,18 +102,21 @@ def test_a_topic_is_accepted_also_where_the_tables_know_no_id(
         return CliRunner(env=env).invoke(cli, arguments)
 
     assert "no such topic" in accept("nope").stderr
-    assert "was not made anew" in accept("unread", "--yes").stderr
-    done = accept("accepted")
-    assert f"accepted: id unknown -> {number}" in done.stdout
+    assert "was not made anew" in accept("market.trades.unread", "--yes").stderr
+    done = accept("market.trades.accepted")
+    assert f"market.trades.accepted: id unknown -> {number}" in done.stdout
     assert (done.exit_code, "nothing done" in done.stderr) == (0, True)
-    assert lake.sinks[TRADES].carried().topics == {}
-    assert accept("accepted", "--yes").stdout.endswith("done\n")
+    assert lake.sinks[TRADES.table].carried().topics == {}
+    assert accept("market.trades.accepted", "--yes").stdout.endswith("done\n")
     name = anew(broker.cluster_id, number)
-    carried = lake.sinks[TRADES].carried()
-    assert (carried.offsets, carried.topics) == ({old: 2}, {Topic(name, "accepted"): number})
+    carried = lake.sinks[TRADES.table].carried()
+    assert (carried.offsets, carried.topics) == (
+        {old: 2},
+        {Topic(name, "market.trades.accepted"): number},
+    )
     begun = [(move.source, move.after) for move in carried.moves]
-    assert begun == [(Source(name, "accepted", partition), 0) for partition in (0, 1)]
-    assert "was not made anew" in accept("accepted", "--yes").stderr
+    assert begun == [(Source(name, "market.trades.accepted", partition), 0) for partition in (0, 1)]
+    assert "was not made anew" in accept("market.trades.accepted", "--yes").stderr
     assert found(lake.audit()) == []
     lake.catalog.close()
 

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from k2.cli import cli
-from k2.lake.catalog import ensure_tables, open_catalog, trades_name
+from k2.lake.catalog import ensure_tables, open_catalog, table_name
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source
 from k2.schemas import TRADES
@@ -36,7 +36,7 @@ def table(count: int, symbol: str = "BHP") -> pa.Table:
         "kafka_topic": SOURCE.topic, "kafka_partition": SOURCE.partition, "ingest_time": moment,
     }  # fmt: skip
     rows = [{**row, "ts_event": START + n, "sequence": n, "kafka_offset": n} for n in range(count)]
-    return pa.Table.from_pylist(rows, TRADES)
+    return pa.Table.from_pylist(rows, TRADES.table)
 
 
 def fill(data: Path, rows: pa.Table, times: int = 1) -> None:
@@ -44,7 +44,7 @@ def fill(data: Path, rows: pa.Table, times: int = 1) -> None:
     settings = Settings(data=data)
     catalog = open_catalog(settings)
     ensure_tables(catalog, settings)
-    sink = Sink(catalog, trades_name(settings), settings)
+    sink = Sink(catalog, table_name(settings, TRADES), settings)
     sink.commit(sink.write(rows) * times, {SOURCE: None}, {SOURCE: rows.num_rows})
     catalog.close()
 

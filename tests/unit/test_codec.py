@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from k2.codec import Decoder, encode
 from k2.errors import RegistryUnavailable, SchemaMismatch
-from k2.schemas import SIDES, TRADE_AVRO, TRADE_BATCH
+from k2.schemas import QUOTES, SIDES, TRADES
 from k2.transport.fetched import RecordBatch
 from tests.by_hand import (
     DECODER,
@@ -36,7 +36,7 @@ def test_rows_carry_every_field_and_their_offset() -> None:
     """Decimals keep their scale, absent strings are null, offsets are base plus delta."""
     decoded = DECODER.decode(of_values(GOOD, framed({**TRADE, "sequence": -8})))
     assert decoded.rejects == []
-    assert decoded.rows.schema.equals(TRADE_BATCH)
+    assert decoded.rows.schema.equals(TRADES.batch)
     assert decoded.rows.to_pylist() == [
         {**TRADE, "kafka_offset": 100},
         {**TRADE, "sequence": -8, "kafka_offset": 101},
@@ -143,13 +143,13 @@ def test_fetch_without_batches_has_no_rows() -> None:
     """And is no error."""
     decoded = DECODER.decode(fetch())
     assert (decoded.rows.num_rows, decoded.rejects) == (0, [])
-    assert decoded.rows.schema.equals(TRADE_BATCH)
+    assert decoded.rows.schema.equals(TRADES.batch)
 
 
 def test_registry_that_does_not_answer_is_the_callers_to_know() -> None:
     """An unavailable registry never turns good records into rejects."""
-    schemas = Schemas({1: TRADE_AVRO}, down=True)
-    decoder = Decoder(schemas)
+    schemas = Schemas({1: TRADES.avro}, down=True)
+    decoder = Decoder(TRADES, schemas)
     for fetched in (of_values(GOOD), of_values(None, GOOD)):
         with pytest.raises(RegistryUnavailable):
             decoder.decode(fetched)
@@ -160,20 +160,20 @@ def test_registry_that_does_not_answer_is_the_callers_to_know() -> None:
 def test_id_that_is_registered_later_decodes_from_then_on() -> None:
     """That an id is unknown is not remembered."""
     schemas = Schemas({})
-    decoder = Decoder(schemas)
+    decoder = Decoder(TRADES, schemas)
     assert decoder.decode(of_values(GOOD)).rejects[0].reason == "unknown_schema"
-    schemas.known[1] = TRADE_AVRO
+    schemas.known[1] = TRADES.avro
     assert decoder.decode(of_values(GOOD)).rows.num_rows == 1
 
 
 def test_evolved_writer_schema_resolves_to_the_readers() -> None:
     """Added field dropped, order and union order mapped, among values of the present schema."""
-    evolved = copy.deepcopy(TRADE_AVRO)
+    evolved = copy.deepcopy(TRADES.avro)
     evolved["fields"].insert(0, {"name": "desk", "type": ["null", "long"], "default": None})
     evolved["fields"][1], evolved["fields"][2] = evolved["fields"][2], evolved["fields"][1]
     evolved["fields"][-1] = {"name": "venue", "type": ["string", "null"]}
     value = framed({**TRADE, "desk": 5}, evolved, 2)
-    decoder = Decoder(Schemas({1: TRADE_AVRO, 2: evolved}))
+    decoder = Decoder(TRADES, Schemas({1: TRADES.avro, 2: evolved}))
     for fetched in (of_values(value, value), of_values(GOOD, value)):
         decoded = decoder.decode(fetched)
         assert decoded.rejects == []
@@ -223,13 +223,13 @@ ROWS = st.lists(
 
 
 def table(rows: list[Row]) -> pa.Table:
-    fields = [field for field in TRADE_BATCH if field.name != "kafka_offset"]
+    fields = [field for field in TRADES.batch if field.name != "kafka_offset"]
     columns = [pa.array([row[field.name] for row in rows], field.type) for field in fields]
     return pa.table(columns, schema=pa.schema(fields))
 
 
 def encoded(trades: pa.Table, schema_id: int = 1) -> list[bytes]:
-    buffer, offsets = encode(trades, schema_id)
+    buffer, offsets = encode(TRADES, trades, schema_id)
     return [buffer[a:b].tobytes() for a, b in pairwise(offsets)]
 
 
@@ -251,6 +251,42 @@ def test_decode_gives_back_what_encode_was_given(rows: list[Row]) -> None:
     assert decoded.rows.drop_columns("kafka_offset").to_pylist() == rows
 
 
+QUOTE_ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            **dict.fromkeys(("exchange", "symbol"), TEXT),
+            **dict.fromkeys(("sequence", "ts_event", "ts_recv"), INT64),
+            **dict.fromkeys(("bid_price", "bid_size", "ask_price", "ask_size"), st.none() | AMOUNT),
+            **dict.fromkeys(("conditions", "venue"), st.none() | TEXT),
+        }
+    ),
+    max_size=20,
+)
+
+
+@given(QUOTE_ROWS, st.data())
+def test_quotes_are_encoded_as_by_fastavro_and_come_back(rows: list[Row], data: Any) -> None:
+    """Amounts that may be null, from any slice; one by one and many at once."""
+    cut = data.draw(st.integers(0, len(rows)))
+    whole = pa.Table.from_pylist(rows, QUOTES.columns)
+    buffer, offsets = encode(QUOTES, whole.slice(cut), 1)
+    values = [buffer[a:b].tobytes() for a, b in pairwise(offsets)]
+    assert values == [framed(row, QUOTES.avro) for row in rows[cut:]]
+    decoded = Decoder(QUOTES, Schemas({1: QUOTES.avro})).decode(of_values(*values))
+    assert decoded.rejects == []
+    assert decoded.rows.drop_columns("kafka_offset").to_pylist() == rows[cut:]
+
+
+def test_a_trade_in_a_topic_of_quotes_is_a_reject() -> None:
+    """And a quote among trades: whatever the id, the schema says what a value is."""
+    for kind, other in ((QUOTES, TRADES), (TRADES, QUOTES)):
+        row = {field.name: None for field in other.columns} | TRADE
+        value = framed(row, other.avro)
+        decoded = Decoder(kind, Schemas({1: other.avro})).decode(of_values(value, value))
+        assert decoded.rows.num_rows == 0
+        assert [reject.offset for reject in decoded.rejects] == [100, 101]
+
+
 def swapped(name: str, column: pa.Array) -> pa.Table:
     trades = table([TRADE, TRADE])
     return trades.set_column(trades.column_names.index(name), name, column)
@@ -269,4 +305,4 @@ MISMATCHED = [
 def test_encode_refuses_wrong_columns(message: str, trades: pa.Table) -> None:
     """It names the column and what is wrong with it."""
     with pytest.raises(SchemaMismatch, match=message):
-        encode(trades, 1)
+        encode(TRADES, trades, 1)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from k2.codec import Decoded, Decoder
-from k2.schemas import TRADE_AVRO
+from k2.schemas import TRADES
 from k2.transport.fetched import Fetched
 from tests.by_hand import TRADE, Schemas, framed, of_values
 
@@ -19,7 +19,7 @@ TEXT_UUID = "12345678-1234-5678-1234-567812345678"
 
 
 def changed(name: str, avro: Any) -> dict[str, Any]:
-    schema = copy.deepcopy(TRADE_AVRO)
+    schema = copy.deepcopy(TRADES.avro)
     for field in schema["fields"]:
         if field["name"] == name:
             field["type"] = avro
@@ -27,18 +27,18 @@ def changed(name: str, avro: Any) -> dict[str, Any]:
 
 
 def with_fields(*fields: tuple[str, Any]) -> dict[str, Any]:
-    schema = copy.deepcopy(TRADE_AVRO)
+    schema = copy.deepcopy(TRADES.avro)
     schema["fields"] += [{"name": name, "type": avro} for name, avro in fields]
     return schema
 
 
 def decode(schema: dict[str, Any], fetched: Fetched) -> Decoded:
-    return Decoder(Schemas({1: schema})).decode(fetched)
+    return Decoder(TRADES, Schemas({1: schema})).decode(fetched)
 
 
 SAME_BYTES = {
-    "renamed record": {**TRADE_AVRO, "name": "Execution"},
-    "other namespace": {**TRADE_AVRO, "namespace": "venue"},
+    "renamed record": {**TRADES.avro, "name": "Execution"},
+    "other namespace": {**TRADES.avro, "namespace": "venue"},
     "renamed enum": changed("side", SIDE),
     "microseconds": changed("ts_event", {"type": "long", "logicalType": "timestamp-micros"}),
     "milliseconds": changed("ts_recv", {"type": "long", "logicalType": "timestamp-millis"}),
@@ -139,7 +139,7 @@ def test_values_of_a_schema_that_is_no_trade_are_rejects(schema: dict[str, Any])
     """A registry holds schemas of all kinds, JSON Schema too; none of them stops a partition."""
     good = framed(TRADE, schema_id=2)
     other = framed(TRADE)
-    decoded = Decoder(Schemas({1: schema, 2: TRADE_AVRO})).decode(of_values(good, other))
+    decoded = Decoder(TRADES, Schemas({1: schema, 2: TRADES.avro})).decode(of_values(good, other))
     assert decoded.rows.column("kafka_offset").to_pylist() == [100]
     assert [reject.offset for reject in decoded.rejects] == [101]
     assert decoded.rejects[0].value == other
@@ -158,6 +158,6 @@ class Counting(Schemas):
 def test_unknown_id_is_asked_for_a_few_times_a_fetch_and_not_once_a_record() -> None:
     """A fetch holds ten thousand records; a request for each would take longer than the fetch."""
     schemas = Counting({})
-    decoded = Decoder(schemas).decode(of_values(*[framed(TRADE)] * 100))
+    decoded = Decoder(TRADES, schemas).decode(of_values(*[framed(TRADE)] * 100))
     assert [reject.reason for reject in decoded.rejects] == ["unknown_schema"] * 100
     assert schemas.asked <= 3

@@ -11,6 +11,7 @@ import pytest
 
 from k2.dev.broker import Embedded, free_port, port_is_free
 from k2.errors import BrokerUnavailable
+from k2.schemas import TRADES
 from k2.settings import Settings
 from k2.topics import REJECTS_TOPIC, cluster_id, ensure_topics
 
@@ -37,7 +38,7 @@ def test_restart_on_the_same_port_is_another_cluster(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_topics_are_created_once(broker: Broker) -> None:
     settings = Settings(broker=broker.address, exchanges="DEVTEST", partitions=2)
-    assert settings.trades_topic("DEVTEST") in ensure_topics(settings)
+    assert TRADES.topic("DEVTEST") in ensure_topics(settings)
     assert ensure_topics(settings) == []
     assert REJECTS_TOPIC == "market.rejects"
 

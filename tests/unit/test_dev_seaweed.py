@@ -9,7 +9,8 @@ import pytest
 
 from k2.dev.seaweed import SeaweedFS
 from k2.errors import CatalogUnavailable
-from k2.lake.catalog import ensure_tables, load_table, open_catalog, trades_name
+from k2.lake.catalog import ensure_tables, load_table, open_catalog, table_name
+from k2.schemas import TRADES
 from k2.settings import Settings
 
 
@@ -20,7 +21,7 @@ def test_tables_stay_over_a_restart_and_a_wrong_key_is_refused(tmp_path: Path) -
         ensure_tables(open_catalog(settings), settings)
         store.stop()
         store.start()
-        table = load_table(open_catalog(settings), trades_name(settings))
+        table = load_table(open_catalog(settings), table_name(settings, TRADES))
         assert table.location().startswith("s3://lake/")
         wrong = Settings(**store.settings | {"catalog_credential": "nobody:secret-of-nobody"})
         with pytest.raises(CatalogUnavailable) as refused:

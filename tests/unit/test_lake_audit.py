@@ -13,10 +13,10 @@ from pyiceberg.manifest import DataFile
 
 from k2.errors import CatalogUnavailable
 from k2.lake.audit import LISTED_MAX, Report, audit
-from k2.lake.catalog import ensure_tables, load_table, open_catalog, rejects_name, trades_name
+from k2.lake.catalog import ensure_tables, load_table, open_catalog, rejects_name, table_name
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source
-from k2.schemas import REJECTS, TRADES
+from k2.schemas import KINDS, REJECTS, TRADES
 from k2.settings import Settings
 
 A, B = Source("c", "market.trades.sim", 0), Source("c", "market.trades.sim", 1)
@@ -50,15 +50,18 @@ class Lake:
         self.catalog = open_catalog(self.settings)
         ensure_tables(self.catalog, self.settings)
         self.sinks = {
-            schema: Sink(self.catalog, name(self.settings), self.settings)
-            for schema, name in ((TRADES, trades_name), (REJECTS, rejects_name))
+            schema: Sink(self.catalog, name, self.settings)
+            for schema, name in (
+                *((kind.table, table_name(self.settings, kind)) for kind in KINDS),
+                (REJECTS, rejects_name(self.settings)),
+            )
         }
 
     def add(
         self, rows: list[dict[str, Any]], advance: dict[Source, int], times: int = 1
     ) -> list[DataFile]:
         """Commit rows of either table, their file `times` times, without looking at offsets."""
-        schema = REJECTS if rows and "reason" in rows[0] else TRADES
+        schema = REJECTS if rows and "reason" in rows[0] else TRADES.table
         files = self.sinks[schema].write(pa.Table.from_pylist(rows, schema))
         self.sinks[schema].commit(files * times, {}, advance)
         return files
@@ -103,7 +106,7 @@ def test_good_tables_pass_and_are_counted(lake: Lake) -> None:
 def test_the_snapshot_that_was_read_is_named(lake: Lake) -> None:
     """So that a report can be repeated."""
     lake.add([trade(0)], {A: 1})
-    snapshot = load_table(lake.catalog, trades_name(lake.settings)).current_snapshot()
+    snapshot = load_table(lake.catalog, table_name(lake.settings, TRADES)).current_snapshot()
     assert snapshot is not None
     assert lake.audit().snapshot_id == snapshot.snapshot_id
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from test_lake_audit import A, B, Lake, reject, trade
 
 from k2.lake.audit import audit
-from k2.lake.catalog import ensure_tables, open_catalog, rejects_name, trades_name
+from k2.lake.catalog import ensure_tables, open_catalog, rejects_name, table_name
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source
 from k2.schemas import REJECTS, TRADES
@@ -34,7 +34,7 @@ class Writer(threading.Thread):
 
     def _write(self) -> None:
         catalog = open_catalog(self._settings)
-        trades = Sink(catalog, trades_name(self._settings), self._settings)
+        trades = Sink(catalog, table_name(self._settings, TRADES), self._settings)
         rejects = Sink(catalog, rejects_name(self._settings), self._settings)
         at: int | None = None
         while not self.stop.is_set():
@@ -42,7 +42,7 @@ class Writer(threading.Thread):
             end = begin + ROWS
             for sink, schema, rows in (
                 (rejects, REJECTS, [reject(begin, self._source)]),
-                (trades, TRADES, [trade(o, self._source) for o in range(begin + 1, end)]),
+                (trades, TRADES.table, [trade(o, self._source) for o in range(begin + 1, end)]),
             ):
                 files = sink.write(pa.Table.from_pylist(rows, schema))
                 sink.commit(files, {self._source: at}, {self._source: end})
@@ -74,14 +74,19 @@ def test_an_audit_beside_writers_passes_every_time(tmp_path: Path) -> None:
         assert writer.commits > 0
     assert rows == sorted(rows)
     assert rows[-1] > rows[0]
-    assert steps == {"files of trades", "files of rejects", "offsets", "sequences", "orphans"}
+    assert steps == {
+        *(f"files of {name}" for name in ("trades", "rejects")),
+        *(f"sequences of {name}" for name in ("trades", "quotes")),
+        "offsets",
+        "orphans",
+    }
     assert audit(catalog, settings).rows == ROWS * sum(writer.commits for writer in writers)
 
 
 def test_an_orphan_is_not_what_is_being_committed(tmp_path: Path) -> None:
     """Without a grace a file between its writing and its commit would be one."""
     lake = Lake(tmp_path)
-    lake.sinks[TRADES].write(pa.Table.from_pylist([trade(0)], TRADES))
+    lake.sinks[TRADES.table].write(pa.Table.from_pylist([trade(0)], TRADES.table))
     assert lake.audit().findings == []
     (finding,) = audit(lake.catalog, replace(lake.settings, orphan_age_min_ms=0)).findings
     assert finding.kind == "orphan_files"

@@ -17,7 +17,7 @@ from pyiceberg.table import CommitTableResponse
 
 from k2.errors import CatalogUnavailable, CommitFailed, Fenced, SchemaMismatch
 from k2.lake.audit import audit
-from k2.lake.catalog import ensure_tables, load_table, open_catalog, rejects_name, trades_name
+from k2.lake.catalog import ensure_tables, load_table, open_catalog, rejects_name, table_name
 from k2.lake.commit import Sink
 from k2.lake.offsets import OFFSETS_PROPERTY, TOPICS_PROPERTY, Source, Topic
 from k2.schemas import REJECTS, TRADES
@@ -50,19 +50,19 @@ def rows(offsets: list[int], source: Source = A) -> pa.Table:
             "kafka_topic": source.topic, "kafka_partition": source.partition,
             "kafka_offset": offset, "ingest_time": NOW,
         }  # fmt: skip
-        return {name: values.get(name) for name in TRADES.names}
+        return {name: values.get(name) for name in TRADES.table.names}
 
-    return pa.Table.from_pylist([row(offset) for offset in offsets], schema=TRADES)
+    return pa.Table.from_pylist([row(offset) for offset in offsets], schema=TRADES.table)
 
 
 def test_rows_return_exactly_and_a_stale_commit_is_fenced(
     catalog: Catalog, settings: Settings
 ) -> None:
-    one, zombie = (Sink(catalog, trades_name(settings), settings) for _ in range(2))
+    one, zombie = (Sink(catalog, table_name(settings, TRADES), settings) for _ in range(2))
     one.commit(one.write(rows([0, 1])), {A: None}, {A: 2})
     with pytest.raises(Fenced, match="expected next offset None, found 2"):
         zombie.commit(zombie.write(rows([0, 1])), {A: None}, {A: 2})
-    found = load_table(catalog, trades_name(settings)).scan().to_arrow().cast(TRADES)
+    found = load_table(catalog, table_name(settings, TRADES)).scan().to_arrow().cast(TRADES.table)
     assert found.to_pylist() == rows([0, 1]).to_pylist()
     assert audit(catalog, settings).passed
 
@@ -71,7 +71,7 @@ def test_two_workers_lose_nothing_and_offsets_survive_expiry(
     catalog: Catalog, settings: Settings
 ) -> None:
     def work(source: Source) -> None:
-        sink = Sink(catalog, trades_name(settings), settings)
+        sink = Sink(catalog, table_name(settings, TRADES), settings)
         for n in range(20):
             sink.commit(sink.write(rows([n], source)), {source: n or None}, {source: n + 1})
 
@@ -80,7 +80,7 @@ def test_two_workers_lose_nothing_and_offsets_survive_expiry(
         thread.start()
     for thread in threads:
         thread.join()
-    sink = Sink(catalog, trades_name(settings), settings)
+    sink = Sink(catalog, table_name(settings, TRADES), settings)
     sink.commit([], {A: 20}, {A: 20})
     assert sink.offsets() == {A: 20, B: 20}
     report = audit(catalog, settings)
@@ -88,7 +88,7 @@ def test_two_workers_lose_nothing_and_offsets_survive_expiry(
 
 
 def test_audit_finds_holes_and_repeats(catalog: Catalog, settings: Settings) -> None:
-    sink = Sink(catalog, trades_name(settings), settings)
+    sink = Sink(catalog, table_name(settings, TRADES), settings)
     sink.commit(sink.write(rows([0, 1, 1, 4])), {A: None}, {A: 6})
     report = audit(catalog, settings)
     kinds = sorted(finding.kind for finding in report.findings)
@@ -106,7 +106,7 @@ def test_commit_whose_answer_was_lost_is_found_not_repeated(settings: Settings) 
     plain = open_catalog(settings)
     ensure_tables(plain, settings)
     lossy = Lossy("k2", **plain.properties)
-    sink = Sink(lossy, trades_name(settings), settings)
+    sink = Sink(lossy, table_name(settings, TRADES), settings)
     sink.commit(sink.write(rows([0, 1])), {A: None}, {A: 2})
     assert audit(plain, settings).rows == 2
     assert sink.offsets() == {A: 2}
@@ -133,9 +133,9 @@ def test_rows_of_several_days_are_one_file_a_day(catalog: Catalog, settings: Set
     before = midnight - timedelta(microseconds=1)
     old = datetime(1969, 12, 31, 23, 59, 59, tzinfo=UTC)
     given = rows([0, 1, 2, 3]).drop_columns("event_time")
-    times = pa.array([midnight, old, before, midnight], TRADES.field("event_time").type)
-    table = given.append_column("event_time", times).select(TRADES.names).cast(TRADES)
-    sink = Sink(catalog, trades_name(settings), settings)
+    times = pa.array([midnight, old, before, midnight], TRADES.table.field("event_time").type)
+    table = given.append_column("event_time", times).select(TRADES.table.names).cast(TRADES.table)
+    sink = Sink(catalog, table_name(settings, TRADES), settings)
     files = sink.write(table)
     assert [file.partition[0] for file in files] == [-1, 20_454, 20_455]
     assert [part["kafka_offset"].to_pylist() for part in read(files)] == [[1], [2], [0, 3]]
@@ -147,7 +147,7 @@ def test_trades_are_sorted_by_symbol_then_time_then_offset(
     catalog: Catalog, settings: Settings
 ) -> None:
     """A query of one symbol then skips the row groups of the others."""
-    sink = Sink(catalog, trades_name(settings), settings)
+    sink = Sink(catalog, table_name(settings, TRADES), settings)
     (part,) = read(sink.write(pa.concat_tables([rows([3, 1], B), rows([2, 0])])))
     order = zip(part["symbol"].to_pylist(), part["kafka_offset"].to_pylist(), strict=True)
     assert list(order) == [("S0", 0), ("S0", 2), ("S1", 1), ("S1", 3)]
@@ -176,8 +176,8 @@ def test_rejects_are_written_sorted_and_come_back(catalog: Catalog, settings: Se
 
 def test_no_rows_are_no_file_and_offsets_still_move(catalog: Catalog, settings: Settings) -> None:
     """A batch of which every record was rejected."""
-    sink = Sink(catalog, trades_name(settings), settings)
-    assert sink.write(TRADES.empty_table()) == []
+    sink = Sink(catalog, table_name(settings, TRADES), settings)
+    assert sink.write(TRADES.table.empty_table()) == []
     sink.commit([], {A: None}, {A: 7})
     assert sink.offsets() == {A: 7}
 
@@ -201,7 +201,7 @@ def test_rows_of_another_shape_are_refused_by_column(
     catalog: Catalog, settings: Settings, change: Any, named: str
 ) -> None:
     """Nothing is written, and the message names the table and the column."""
-    sink = Sink(catalog, trades_name(settings), settings)
+    sink = Sink(catalog, table_name(settings, TRADES), settings)
     with pytest.raises(SchemaMismatch, match=f"market.trades: .*{named}"):
         sink.write(change(rows([0, 1])))
     assert not list((settings.data / "warehouse").rglob("*.parquet"))
@@ -211,7 +211,7 @@ def test_a_warehouse_that_refuses_the_file_is_a_failed_commit(
     catalog: Catalog, settings: Settings
 ) -> None:
     """A file stands where the data's folder must be."""
-    sink = Sink(catalog, trades_name(settings), settings)
+    sink = Sink(catalog, table_name(settings, TRADES), settings)
     (settings.data / "warehouse" / "market" / "trades" / "data").write_text("in the way")
     with pytest.raises(CommitFailed, match=r"market\.trades: cannot write .*\.parquet"):
         sink.write(rows([0]))
@@ -228,7 +228,7 @@ def test_a_commit_that_is_never_taken_fails_after_its_time(settings: Settings) -
     ensure_tables(plain, settings)
     refusing = Refusing("k2", **plain.properties)
     short = Settings(data=settings.data, commit_timeout_ms=100)
-    sink = Sink(refusing, trades_name(settings), short)
+    sink = Sink(refusing, table_name(settings, TRADES), short)
     with pytest.raises(CommitFailed, match=r"not committed within 100 ms \(commit_timeout_ms\)"):
         sink.commit(sink.write(rows([0])), {A: None}, {A: 1})
     assert sink.offsets() == {}
@@ -242,7 +242,7 @@ def test_everything_stands_in_the_folder_that_was_named(tmp_path: Path, name: st
     settings = Settings(data=tmp_path / name)
     catalog = open_catalog(settings)
     ensure_tables(catalog, settings)
-    sink = Sink(catalog, trades_name(settings), settings)
+    sink = Sink(catalog, table_name(settings, TRADES), settings)
     sink.commit(sink.write(rows([0])), {A: None}, {A: 1})
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert audit(catalog, settings).passed
@@ -261,17 +261,17 @@ def test_offsets_that_k2_did_not_write_are_not_guessed(
     catalog: Catalog, settings: Settings, text: str
 ) -> None:
     """To start from nothing would write every row once more."""
-    table = load_table(catalog, trades_name(settings))
+    table = load_table(catalog, table_name(settings, TRADES))
     table.append(rows([0]), snapshot_properties={OFFSETS_PROPERTY: text})
     with pytest.raises(SchemaMismatch, match=OFFSETS_PROPERTY):
-        Sink(catalog, trades_name(settings), settings).offsets()
+        Sink(catalog, table_name(settings, TRADES), settings).offsets()
 
 
 def test_the_id_of_a_topic_is_put_in_once_and_carried_forward(
     catalog: Catalog, settings: Settings
 ) -> None:
     """Also into a table that had none; a worker that read another topic of the name is fenced."""
-    sink = Sink(catalog, trades_name(settings), settings)
+    sink = Sink(catalog, table_name(settings, TRADES), settings)
     topic = Topic(*A[:2])
     sink.commit([], {A: None}, {A: 1})
     assert sink.carried().topics == {}
@@ -290,7 +290,7 @@ def test_a_stale_handle_learns_the_id_of_a_topic_before_it_commits(
     catalog: Catalog, settings: Settings
 ) -> None:
     """Of two workers the second one read a topic that was made anew meanwhile."""
-    one, two = (Sink(catalog, trades_name(settings), settings) for _ in range(2))
+    one, two = (Sink(catalog, table_name(settings, TRADES), settings) for _ in range(2))
     one.commit([], {A: None}, {A: 1}, topics={Topic(*A[:2]): "x"})
     with pytest.raises(Fenced, match="expected topic id y, found x"):
         two.commit([], {B: None}, {B: 1}, topics={Topic(*B[:2]): "y"})
@@ -301,17 +301,17 @@ def test_ids_of_topics_that_k2_did_not_write_are_not_guessed(
     catalog: Catalog, settings: Settings, text: str
 ) -> None:
     """A topic that was made anew would be taken for the former one."""
-    table = load_table(catalog, trades_name(settings))
+    table = load_table(catalog, table_name(settings, TRADES))
     table.append(rows([0]), snapshot_properties={TOPICS_PROPERTY: text})
     with pytest.raises(SchemaMismatch, match=TOPICS_PROPERTY):
-        Sink(catalog, trades_name(settings), settings).carried()
+        Sink(catalog, table_name(settings, TRADES), settings).carried()
 
 
 def test_a_table_with_other_columns_is_refused_at_start(
     catalog: Catalog, settings: Settings
 ) -> None:
     """Somebody evolved the table; the message names the column."""
-    with load_table(catalog, trades_name(settings)).update_schema() as update:
+    with load_table(catalog, table_name(settings, TRADES)).update_schema() as update:
         update.delete_column("venue")
     with pytest.raises(SchemaMismatch, match=r"differs from k2\.schemas in: venue"):
         ensure_tables(catalog, settings)

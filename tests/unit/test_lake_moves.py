@@ -22,7 +22,7 @@ from k2.lake.offsets import (
     kept_under,
 )
 from k2.lake.states import rebuild
-from k2.schemas import TRADE_BATCH, TRADES
+from k2.schemas import TRADES
 from k2.sequence import Rules, check
 
 __all__ = ["lake"]
@@ -79,7 +79,7 @@ def test_a_topic_made_anew_is_accepted_in_both_tables_as_a_log_of_its_own(lake: 
     new = Source(anew("c", "y"), A.topic, A.partition)
     offsets(lake).accept(Topic(*new[:2]), "y", {new: 0}, "deleted by mistake")
     own = offsets(lake)
-    assert (own.trades, own.rejects, own.topics) == ({A: 2}, {}, {Topic("c/y", A.topic): "y"})
+    assert (own.records, own.rejects, own.topics) == ({A: 2}, {}, {Topic("c/y", A.topic): "y"})
     (move,) = own.moves
     assert (move.source, move.before, move.after) == (new, None, 0)
     assert str(move).startswith("begun at 0 by ")
@@ -104,7 +104,7 @@ def test_an_accepted_topic_is_fenced_by_a_worker_that_was_quicker(lake: Lake) ->
 def test_ids_are_forgotten_with_a_cluster_that_is_gone_only(lake: Lake) -> None:
     """A present topic that is made anew later must still be told from its former self."""
     topic = Topic(*A[:2])
-    lake.sinks[TRADES].commit([], {}, {A: 1}, topics={topic: "x"})
+    lake.sinks[TRADES.table].commit([], {}, {A: 1}, topics={topic: "x"})
     offsets(lake).forget([A], "read it again")
     assert offsets(lake).topics == {topic: "x"}
     lake.add([trade(0)], {A: 1})
@@ -117,7 +117,7 @@ def test_a_move_is_in_both_tables_and_carried_forward(lake: Lake) -> None:
     lake.add([trade(0), trade(0, B)], {A: 1, B: 1})
     own = offsets(lake)
     own.move(A, 10, "retention")
-    assert (own.trades, own.rejects) == ({A: 10, B: 1}, {A: 10})
+    assert (own.records, own.rejects) == ({A: 10, B: 1}, {A: 10})
     lake.add([trade(10)], {A: 11})
     (move,) = offsets(lake).moves
     assert (move.source, move.before, move.after, move.reason) == (A, 1, 10, "retention")
@@ -149,7 +149,7 @@ def test_forgotten_sources_are_checked_by_what_is_there(lake: Lake) -> None:
     lake.add([reject(1)], {A: 2})
     own = offsets(lake)
     own.forget([A], "gone")
-    assert (own.trades, own.rejects) == ({B: 1}, {})
+    assert (own.records, own.rejects) == ({B: 1}, {})
     report = lake.audit()
     assert found(report) == [("no_offset", "ok"), ("no_offset", "ok"), ("ahead", "warning")]
 
@@ -182,11 +182,11 @@ def test_a_state_from_the_table_is_the_state_of_the_stream(tmp_path: Path) -> No
     for first in (0, 4, 8):
         lake.add(rows[first : first + 4], {A: first + 4})
     rules = Rules()
-    stream = pa.Table.from_pylist(rows, TRADES).select(TRADE_BATCH.names)
+    stream = pa.Table.from_pylist(rows, TRADES.table).select(TRADES.batch.names)
     whole = check({}, stream, rules).states
     settings = replace(lake.settings, query_memory_max=64 * 2**20)
-    assert rebuild(lake.catalog, settings, A, {}, 0, 10, rules) == whole
+    assert rebuild(lake.catalog, settings, TRADES, A, {}, 0, 10, rules) == whole
     half = check({}, stream.slice(0, 5), rules).states
-    assert rebuild(lake.catalog, settings, A, {}, 0, 5, rules) == half
-    assert rebuild(lake.catalog, settings, A, half, 5, 10, rules) == whole
-    assert rebuild(lake.catalog, settings, A, half, 10, 10, rules) == half
+    assert rebuild(lake.catalog, settings, TRADES, A, {}, 0, 5, rules) == half
+    assert rebuild(lake.catalog, settings, TRADES, A, half, 5, 10, rules) == whole
+    assert rebuild(lake.catalog, settings, TRADES, A, half, 10, 10, rules) == half

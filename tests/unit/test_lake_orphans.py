@@ -5,12 +5,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 from test_lake_audit import A, Lake, found, lake, local, reject, trade
 
 from k2.lake.audit import audit
-from k2.lake.catalog import trades_name
+from k2.lake.catalog import table_name
 from k2.lake.maintenance import expire
 from k2.lake.orphans import orphans
+from k2.schemas import TRADES
 
 __all__ = ["lake"]
 
@@ -25,11 +27,8 @@ def age(path: Path, seconds: float) -> None:
 def test_a_file_of_a_commit_that_never_came_is_an_orphan_when_old(lake: Lake) -> None:
     """Count, bytes and the oldest one's path; a warning, so that the audit passes."""
     lake.add([trade(0)], {A: 1})
-    import pyarrow as pa
-
-    from k2.schemas import TRADES
-
-    (file,) = lake.sinks[TRADES].write(pa.Table.from_pylist([trade(1)], TRADES))
+    rows = pa.Table.from_pylist([trade(1)], TRADES.table)
+    (file,) = lake.sinks[TRADES.table].write(rows)
     assert lake.audit().findings == []
     age(local(file), 2 * HOUR_S)
     report = lake.audit()
@@ -58,9 +57,9 @@ def test_manifest_lists_of_expired_snapshots_are_orphan_metadata(lake: Lake) -> 
     settings = replace(lake.settings, snapshots_keep=1, snapshot_age_min_ms=0, orphan_age_min_ms=0)
     for offset in range(4):
         lake.add([trade(offset)], {A: offset + 1})
-    table = lake.catalog.load_table(trades_name(settings))
+    table = lake.catalog.load_table(table_name(settings, TRADES))
     assert expire(table, settings) == 3
-    (finding,) = orphans(lake.catalog, trades_name(settings), settings)
+    (finding,) = orphans(lake.catalog, table_name(settings, TRADES), settings)
     assert (finding.kind, finding.severity) == ("orphan_metadata", "warning")
     assert finding.detail.startswith("market.trades: 3 files")
     report = audit(lake.catalog, settings)

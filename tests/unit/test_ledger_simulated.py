@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from k2.feeds.simulate import Entry, Simulation
-from k2.schemas import TRADE_BATCH
+from k2.feeds.faults import Entry
+from k2.feeds.simulate import Simulation
+from k2.schemas import TRADES
 from k2.sequence import Change, Rules, SymbolState, check
 from tests.sequences import newest
 
@@ -62,10 +63,10 @@ def test_the_ledger_is_what_the_simulator_injected(part: int) -> None:
             name: int(rng.integers(0, 4)) for name in ("gaps", "duplicates", "late", "resets")
         }
         wanted["resets"] = min(wanted["resets"], 2)
-        simulation = Simulation(seed, symbols=2, trades=300, **wanted)
+        simulation = Simulation(seed, symbols=2, rows=300, **wanted)
         stream = pa.concat_tables(simulation)
         offsets = np.cumsum(rng.choice([1, 1, 1, 2], stream.num_rows))
-        stream = stream.append_column(TRADE_BATCH.field("kafka_offset"), pa.array(offsets))
+        stream = stream.append_column(TRADES.batch.field("kafka_offset"), pa.array(offsets))
         found = newest(ledger(stream, rng, rules)).values()
         expected = injected(simulation.journal.entries)
         faults += len(expected)

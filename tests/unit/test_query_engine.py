@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from k2.errors import BadQuery, CatalogUnavailable, QueryTooLarge
-from k2.lake.catalog import ensure_tables, load_table, open_catalog, trades_name
+from k2.lake.catalog import ensure_tables, load_table, open_catalog, table_name
 from k2.lake.commit import Sink
 from k2.query.bars import DAY_NS
 from k2.query.engine import Engine
@@ -56,8 +56,8 @@ def lake(tmp_path: Path):
     engine = Engine(catalog, settings)
 
     def append(*rows: dict) -> None:
-        table = load_table(catalog, trades_name(settings))
-        table.append(pa.Table.from_pylist(list(rows), TRADES))
+        table = load_table(catalog, table_name(settings, TRADES))
+        table.append(pa.Table.from_pylist(list(rows), TRADES.table))
 
     yield engine, append
     engine.close()
@@ -65,7 +65,7 @@ def lake(tmp_path: Path):
 
 def test_an_empty_table_gives_empty_results(lake):
     engine, _ = lake
-    assert engine.trades("ASX", "BHP").read_all().num_rows == 0
+    assert engine.records(TRADES, "ASX", "BHP").read_all().num_rows == 0
     assert engine.bars("ASX", "BHP", None, None, SECOND).read_all().num_rows == 0
     assert engine.symbols().read_all().num_rows == 0
     assert engine.status()["rows"] == 0
@@ -74,14 +74,14 @@ def test_an_empty_table_gives_empty_results(lake):
 def test_an_absent_symbol_gives_no_rows(lake):
     engine, append = lake
     append(row(0, START))
-    assert engine.trades("ASX", "NOPE").read_all().num_rows == 0
+    assert engine.records(TRADES, "ASX", "NOPE").read_all().num_rows == 0
     assert engine.bars(None, "NOPE", None, None, SECOND).read_all().num_rows == 0
 
 
 def test_a_range_is_half_open_to_the_nanosecond(lake):
     engine, append = lake
     append(*(row(n, START + n) for n in range(5)))
-    got = engine.trades("ASX", "BHP", START + 1, START + 4).read_all()
+    got = engine.records(TRADES, "ASX", "BHP", START + 1, START + 4).read_all()
     assert got["ts_event"].to_pylist() == [START + 1, START + 2, START + 3]
 
 
@@ -89,7 +89,7 @@ def test_rows_of_several_commits_come_by_ts_event_then_source(lake):
     engine, append = lake
     append(row(9, START + 5), row(3, START))
     append(row(1, START), row(2, START, kafka_partition=1), row(0, START + DAY_NS))
-    got = engine.trades().read_all()
+    got = engine.records(TRADES).read_all()
     order = zip(got["ts_event"].to_pylist(), got["kafka_offset"].to_pylist(), strict=True)
     assert list(order) == [(START, 1), (START, 3), (START, 2), (START + 5, 9), (START + DAY_NS, 0)]
 
@@ -97,16 +97,16 @@ def test_rows_of_several_commits_come_by_ts_event_then_source(lake):
 def test_a_limit_that_cuts_says_so_and_one_that_fits_does_not(lake):
     engine, append = lake
     append(*(row(n, START + n) for n in range(5)))
-    assert engine.trades(limit=4).truncated
-    assert not engine.trades(limit=5).truncated
+    assert engine.records(TRADES, limit=4).truncated
+    assert not engine.records(TRADES, limit=5).truncated
     assert engine.bars("ASX", "BHP", None, None, 1_000_000, limit=1).truncated is False
 
 
 def test_a_name_with_quotes_is_only_a_name(lake):
     engine, append = lake
     append(row(0, START, symbol="x'; DROP"), row(1, START))
-    assert engine.trades(None, ["x'; DROP"]).read_all().num_rows == 1
-    assert engine.trades(None, ["x'; DROP", "BHP"]).read_all().num_rows == 2
+    assert engine.records(TRADES, None, ["x'; DROP"]).read_all().num_rows == 1
+    assert engine.records(TRADES, None, ["x'; DROP", "BHP"]).read_all().num_rows == 2
 
 
 def test_bars_take_open_and_close_in_venue_order(lake):
@@ -165,10 +165,10 @@ def test_bars_of_a_symbol_on_two_exchanges_need_the_exchange(lake):
     [
         ("interval", lambda e: e.bars("ASX", "BHP", None, None, 999_999)),
         ("interval", lambda e: e.bars("ASX", "BHP", None, None, DAY_NS + 1_000_000)),
-        ("start", lambda e: e.trades(start_ns=1, end_ns=1)),
-        ("end", lambda e: e.trades(end_ns=2**63)),
-        ("limit", lambda e: e.trades(limit=0)),
-        ("columns", lambda e: e.trades(columns=["1; --"])),
+        ("start", lambda e: e.records(TRADES, start_ns=1, end_ns=1)),
+        ("end", lambda e: e.records(TRADES, end_ns=2**63)),
+        ("limit", lambda e: e.records(TRADES, limit=0)),
+        ("columns", lambda e: e.records(TRADES, columns=["1; --"])),
     ],
 )
 def test_an_impossible_value_names_its_parameter(lake, parameter, call):
@@ -182,7 +182,7 @@ def test_concurrent_queries_do_not_disturb_each_other(lake):
     append(*(row(n, START + n) for n in range(2000)))
     with ThreadPoolExecutor(8) as pool:
         counts = pool.map(
-            lambda n: engine.trades(start_ns=START + n).read_all().num_rows, range(24)
+            lambda n: engine.records(TRADES, start_ns=START + n).read_all().num_rows, range(24)
         )
         assert list(counts) == [2000 - n for n in range(24)]
 
@@ -208,8 +208,8 @@ def large(tmp_path):
     settings = Settings(data=tmp_path, query_memory_max=64 * 1024 * 1024)
     catalog = open_catalog(settings)
     ensure_tables(catalog, settings)
-    sink = Sink(catalog, trades_name(settings), settings)
-    rows = pa.Table.from_pylist([row(n, START + n) for n in range(5000)], TRADES)
+    sink = Sink(catalog, table_name(settings, TRADES), settings)
+    rows = pa.Table.from_pylist([row(n, START + n) for n in range(5000)], TRADES.table)
     sink.commit(sink.write(rows) * 200, {}, {})
     engine = Engine(catalog, settings)
     yield engine
@@ -218,7 +218,9 @@ def large(tmp_path):
 
 def test_a_sort_beyond_the_memory_spills_to_the_data_folder(large, tmp_path):
     """More than DuckDB may hold; every row comes all the same."""
-    batches = large.trades()
+    batches = large.records(
+        TRADES,
+    )
     first = next(batches)
     spilled = [path for path in (tmp_path / "spill").rglob("*") if path.is_file()]
     assert spilled
@@ -229,7 +231,9 @@ def test_a_query_beyond_memory_and_disk_says_what_to_do(large):
     """DuckDB's own words name neither the setting nor the way out."""
     large._database.execute("SET max_temp_directory_size = '1MiB'")
     with pytest.raises(QueryTooLarge, match="K2_QUERY_MEMORY_MAX"):
-        large.trades().read_all()
+        large.records(
+            TRADES,
+        ).read_all()
 
 
 def test_a_data_file_that_is_gone_is_an_error_that_names_it(lake, tmp_path):
@@ -239,7 +243,7 @@ def test_a_data_file_that_is_gone_is_an_error_that_names_it(lake, tmp_path):
     (file,) = (tmp_path / "warehouse").rglob("*.parquet")
     file.unlink()
     with pytest.raises(CatalogUnavailable, match=file.name):
-        engine.trades().read_all()
+        engine.records(TRADES).read_all()
 
 
 def test_a_query_stopped_while_it_plans_never_runs(lake):
@@ -249,7 +253,7 @@ def test_a_query_stopped_while_it_plans_never_runs(lake):
     stop = Stop()
     stop.now()
     with pytest.raises(duckdb.InterruptException):
-        engine.trades(stop=stop)
+        engine.records(TRADES, stop=stop)
 
 
 def test_a_stop_after_the_end_is_nothing(lake):
@@ -257,7 +261,7 @@ def test_a_stop_after_the_end_is_nothing(lake):
     engine, append = lake
     append(row(0, START))
     stop = Stop()
-    assert engine.trades(stop=stop).read_all().num_rows == 1
+    assert engine.records(TRADES, stop=stop).read_all().num_rows == 1
     stop.now()
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from k2.errors import RegistryUnavailable
 from k2.registry import FileRegistry, HttpRegistry, open_registry
-from k2.schemas import TRADE_AVRO
+from k2.schemas import TRADES
 from k2.settings import Settings
 
 OTHER = {"type": "record", "name": "Other", "fields": [{"name": "a", "type": "long"}]}
@@ -24,11 +24,11 @@ OTHER = {"type": "record", "name": "Other", "fields": [{"name": "a", "type": "lo
 def test_a_schema_keeps_its_id_across_subjects_and_instances(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "registry.json"
     first = FileRegistry(path)
-    assert first.register("a-value", TRADE_AVRO) == 1
+    assert first.register("a-value", TRADES.avro) == 1
     assert first.register("b-value", OTHER) == 2
     second = FileRegistry(path)
-    assert second.register("c-value", TRADE_AVRO) == 1
-    assert second.get(1) == TRADE_AVRO
+    assert second.register("c-value", TRADES.avro) == 1
+    assert second.get(1) == TRADES.avro
     assert second.get(2) == OTHER
     assert first.subjects() == ["a-value", "b-value", "c-value"]
 
@@ -37,8 +37,8 @@ def test_an_id_registered_elsewhere_is_seen_after_it_was_unknown(tmp_path: Path)
     path = tmp_path / "registry.json"
     reader = FileRegistry(path)
     assert reader.get(1) is None
-    FileRegistry(path).register("a-value", TRADE_AVRO)
-    assert reader.get(1) == TRADE_AVRO
+    FileRegistry(path).register("a-value", TRADES.avro)
+    assert reader.get(1) == TRADES.avro
     assert reader.get(2) is None
     FileRegistry(path).register("a-value", OTHER)
     assert reader.get(2) == OTHER
@@ -149,10 +149,10 @@ def confluent() -> Iterator[Any]:
 
 def test_http_registers_and_asks_once_for_an_id(confluent: Any) -> None:
     registry = HttpRegistry(confluent.url + "/")
-    assert registry.register("a-value", TRADE_AVRO) == 1
+    assert registry.register("a-value", TRADES.avro) == 1
     assert registry.register("b/value", OTHER) == 2
     reader = HttpRegistry(confluent.url)
-    assert [reader.get(1), reader.get(2), reader.get(1)] == [TRADE_AVRO, OTHER, TRADE_AVRO]
+    assert [reader.get(1), reader.get(2), reader.get(1)] == [TRADES.avro, OTHER, TRADES.avro]
     assert confluent.asked == ["/schemas/ids/1", "/schemas/ids/2"]
     assert reader.subjects() == ["a-value", "b%2Fvalue"]
 
@@ -160,8 +160,8 @@ def test_http_registers_and_asks_once_for_an_id(confluent: Any) -> None:
 def test_http_does_not_remember_an_unknown_id(confluent: Any) -> None:
     registry = HttpRegistry(confluent.url)
     assert registry.get(1) is None
-    HttpRegistry(confluent.url).register("a-value", TRADE_AVRO)
-    assert registry.get(1) == TRADE_AVRO
+    HttpRegistry(confluent.url).register("a-value", TRADES.avro)
+    assert registry.get(1) == TRADES.avro
 
 
 @pytest.mark.parametrize(

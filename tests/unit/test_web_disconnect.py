@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from aiohttp import web
 
-from k2.lake.catalog import ensure_tables, open_catalog, trades_name
+from k2.lake.catalog import ensure_tables, open_catalog, table_name
 from k2.lake.commit import Sink
 from k2.query.engine import Engine
 from k2.query.rows import Rows
@@ -33,8 +33,8 @@ class Watched(Engine):
         self.ended = threading.Event()
         self.error: BaseException | None = None
 
-    def trades(self, *args, **kwargs) -> Rows:
-        return self._watch(super().trades, args, kwargs)
+    def records(self, *args, **kwargs) -> Rows:
+        return self._watch(super().records, args, kwargs)
 
     def bars(self, *args, **kwargs) -> Rows:
         return self._watch(super().bars, args, kwargs)
@@ -62,10 +62,10 @@ def engine(tmp_path: Path):
         pa.array([alike.get(f.name, f.name)] * ROWS, f.type)
         if f.name in alike or pa.types.is_string(f.type)
         else numbers.cast(f.type)
-        for f in TRADES
+        for f in TRADES.table
     ]
-    rows = pa.Table.from_arrays(columns, schema=TRADES)
-    sink = Sink(catalog, trades_name(settings), settings)
+    rows = pa.Table.from_arrays(columns, schema=TRADES.table)
+    sink = Sink(catalog, table_name(settings, TRADES), settings)
     sink.commit(sink.write(rows) * TIMES_LISTED, {}, {})
     engine = Watched(catalog, settings)
     yield engine

@@ -10,7 +10,7 @@ from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
 from k2.errors import BadQuery
-from k2.lake.catalog import ensure_tables, load_table, open_catalog, trades_name
+from k2.lake.catalog import ensure_tables, load_table, open_catalog, table_name
 from k2.query.engine import Engine
 from k2.query.times import interval_ns, time_ns
 from k2.schemas import TRADES
@@ -45,7 +45,7 @@ def engine(tmp_path_factory):
         "kafka_partition": 0,
     }
     arrays = []
-    for f in TRADES:
+    for f in TRADES.table:
         if f.name in same:
             value = pa.scalar(same[f.name])
             column = pa.array([value.as_py()] * ROWS).cast(f.type)
@@ -54,7 +54,9 @@ def engine(tmp_path_factory):
         else:
             column = numbers if f.name in ("sequence", "kafka_offset") else ts
         arrays.append(column)
-    load_table(catalog, trades_name(settings)).append(pa.Table.from_arrays(arrays, schema=TRADES))
+    load_table(catalog, table_name(settings, TRADES)).append(
+        pa.Table.from_arrays(arrays, schema=TRADES.table)
+    )
     engine = Engine(catalog, settings)
     yield engine
     engine.close()

@@ -118,7 +118,8 @@ def _same_rejects(connection: duckdb.DuckDBPyConnection, journal: Journal) -> No
     assert wanted.total() == journal.duplicates
     if not wanted:
         return
-    sql = "SELECT symbol, sequence, reason, key, value FROM rejects"
+    of_trades = "kafka_topic LIKE 'market.trades.%'"
+    sql = f"SELECT symbol, sequence, reason, key, value FROM rejects WHERE {of_trades}"
     found = connection.execute(sql).fetchall()
     _equal("reasons", {reason for _, _, reason, _, _ in found}, {"duplicate"})
     held = Counter((symbol, sequence) for symbol, sequence, *_ in found)

@@ -18,10 +18,10 @@ NAMES = ("trades", "rejects")
 
 
 def connect(settings: Settings) -> duckdb.DuckDBPyConnection:
-    """DuckDB with the views trades and rejects over the files; those on S3 read by PyArrow."""
+    """DuckDB with a view of each table over its files; those on S3 read by PyArrow."""
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
-    for name in NAMES:
+    for name in (*NAMES, "quotes"):
         table = iceberg(settings, name)
         if not (paths := _files(table)):
             connection.register(name, table.schema().as_arrow().empty_table())

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import pyarrow as pa
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
+from k2.schemas import TRADES
 from k2.security import client_options
 from k2.settings import Settings
 from tests.integration.oracle.wrong import Wrong, listed
@@ -60,7 +61,7 @@ class Topics:
         Raises:
             Wrong: the broker lacks a topic, or a log does not go on to its end.
         """
-        names = [settings.trades_topic(exchange) for exchange in settings.exchange_names]
+        names = [TRADES.topic(exchange) for exchange in settings.exchange_names]
         consumer = Consumer(
             {
                 **client_options(settings),
