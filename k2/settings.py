@@ -76,7 +76,7 @@ class Settings:
         "Calendar of an exchange's sessions, by its code in exchange-calendars; 24/7: local dates.",
     )
     session_margin_ms: int = _setting(
-        14_400_000,
+        21_600_000,
         "ms",
         "Before the open and after the close a record still belongs to the session.",
         0,

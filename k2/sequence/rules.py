@@ -25,7 +25,7 @@ class Rules:
     reset_window_ms: int = 60_000
     gaps_open_max: int = 1000
     calendars: Mapping[str, str] = field(default_factory=dict)  # codes, before zones
-    session_margin_ms: int = 14_400_000
+    session_margin_ms: int = 21_600_000
     never_reset: frozenset[str] = frozenset()  # their sequences go on from session to session
     by_channel: frozenset[str] = frozenset()  # one counter over all symbols of a partition
     limits: Mapping[str, Limits] = field(default_factory=dict)

@@ -60,8 +60,7 @@ _FIELDS = (
 
 @pytest.fixture
 def stack(place: Settings) -> Iterator[Stack]:
-    # The first quotes of a day come more than four hours before the open, at 05:43.
-    settings = replace(place, port=free_port(), exchanges="ASX", session_margin_ms=5 * 3_600_000)
+    settings = replace(place, port=free_port(), exchanges="ASX")
     with Stack(settings, embedded=False, tell=lambda line: None) as running:
         yield running
 

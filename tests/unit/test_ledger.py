@@ -13,7 +13,7 @@ from k2.sequence import Rules, check, gap_rows, severity
 from tests.sequences import DAY, HIGH, A, S, at, run, told
 
 STATUS = ("status", "remaining", "offset", "filled_at", "revision")
-ASX = Rules(calendars={"ASX": "XASX"})
+ASX = Rules(calendars={"ASX": "XASX"}, session_margin_ms=4 * 3_600_000)
 #: Tuesday, 11 March 2014, 10:00 in Sydney.
 OPEN = 1_394_492_400 * S
 
