@@ -103,12 +103,11 @@ class Assignment:
                 symbols = await self._inherit(lane, source, list(records.offsets))
                 began = _beginning(source, start)
             await self._require_reach(source, stored, start, ends.get(tp) or 0)
-            # What an operator skipped is not read, not even for the state.
-            least = max([start, *(m.after or 0 for m in records.moves if m.source == source)])
-            ahead = any(state.offset >= stored for state in symbols.values())
-            if watermark is None or not least <= watermark <= stored or ahead:
-                symbols = await self._rebuild(lane, source, watermark, symbols, stored)
+            unfit = sequences.unfit(source, watermark, symbols, start, stored, records.moves)
+            if unfit is not None:
+                symbols = await self._rebuild(lane, source, watermark, *unfit, stored)
                 watermark = stored
+            assert watermark is not None  # a state without one is unfit
             found[tp] = Partition(
                 source=source,
                 lane=lane,
@@ -139,15 +138,15 @@ class Assignment:
         return await self._lake.patiently(inherit, *what)
 
     async def _rebuild(
-        self, lane: Lane, source: Source, watermark: int | None, symbols: Symbols, stored: int
+        self,
+        lane: Lane,
+        source: Source,
+        watermark: int | None,
+        first: int,
+        states: Symbols,
+        stored: int,
     ) -> Symbols:
-        """Sequence states at `stored` from the kind's table: the log does not reach back to them.
-
-        A state ahead of the table is of no use: the table was rolled back, or moved.
-        """
-        ahead = any(state.offset >= (watermark or 0) for state in symbols.values())
-        usable = watermark is not None and watermark <= stored and not ahead
-        first, states = (watermark or 0, symbols) if usable else (0, {})
+        """Sequence states at `stored` from the kind's table: the log does not give them."""
         log.warning(
             "%s: the sequence state (at %s) is rebuilt from the %s table, offsets %d to %d",
             source,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import duckdb
@@ -25,7 +26,7 @@ from k2.schemas import TRADES, Kind
 from k2.sequence import Rules, SymbolState, check
 from k2.settings import Settings
 
-__all__ = ["inherit", "rebuild"]
+__all__ = ["count", "inherit", "rebuild"]
 
 #: Untyped: the annotations of these pydantic classes know their keywords only.
 _iceberg: Any = pyiceberg.expressions
@@ -108,6 +109,38 @@ def rebuild(
     Raises:
         CatalogUnavailable: the table or a data file cannot be read.
     """
+    found: Symbols = dict(states)
+    with _committed(catalog, settings, kind, source, first, end) as select:
+        if select is None:
+            return found
+        rows_in_order = select(", ".join(_COLUMNS), "ORDER BY kafka_offset")
+        for batch in rows_in_order.to_arrow_reader(BATCH_ROWS):
+            rows = pa.table([batch.column(f.name).cast(f.type) for f in _SCHEMA], schema=_SCHEMA)
+            found.update(check(found, rows, rules).states)
+    return found
+
+
+def count(
+    catalog: Catalog, settings: Settings, kind: Kind, source: Source, first: int, end: int
+) -> int:
+    """Return how many rows `rebuild` would apply.
+
+    Raises:
+        CatalogUnavailable: the table or a data file cannot be read.
+    """
+    with _committed(catalog, settings, kind, source, first, end) as select:
+        return int(select("count(*)", "").fetchall()[0][0]) if select is not None else 0
+
+
+@contextmanager
+def _committed(
+    catalog: Catalog, settings: Settings, kind: Kind, source: Source, first: int, end: int
+) -> Iterator[Callable[[str, str], duckdb.DuckDBPyRelation] | None]:
+    """What selects columns of a source's rows with offsets first..end-1; None: no file holds any.
+
+    Raises:
+        CatalogUnavailable: the table or a data file cannot be read, inside of the block too.
+    """
     table = load_table(catalog, table_name(settings, kind))
     bounds = _iceberg.And(
         _iceberg.EqualTo("kafka_topic", source.topic),
@@ -118,9 +151,9 @@ def rebuild(
         paths = [task.file.file_path for task in table.scan(row_filter=bounds).plan_files()]
     except OSError as exc:
         raise CatalogUnavailable(f"{source}: which files hold its trades: {exc}") from exc
-    found: Symbols = dict(states)
     if not paths:
-        return found
+        yield None
+        return
     io = table.io
     assert isinstance(io, PyArrowFileIO)
     scheme, netloc, _ = io.parse_location(paths[0])
@@ -135,24 +168,16 @@ def rebuild(
             "committed",
             ds.dataset(files, format="parquet", filesystem=io.fs_by_scheme(scheme, netloc)),
         )
-        reader = connection.sql(
-            f"SELECT {', '.join(_COLUMNS)} FROM committed"
-            " WHERE kafka_cluster = $c AND kafka_topic = $t AND kafka_partition = $p"
-            " AND kafka_offset >= $first AND kafka_offset < $end ORDER BY kafka_offset",
-            params={
-                "c": source.cluster,
-                "t": source.topic,
-                "p": source.partition,
-                "first": first,
-                "end": end,
-            },
-        ).to_arrow_reader(BATCH_ROWS)
-        for batch in reader:
-            rows = pa.table([batch.column(f.name).cast(f.type) for f in _SCHEMA], schema=_SCHEMA)
-            found.update(check(found, rows, rules).states)
+        params = {**source._asdict(), "first": first, "end": end}
+        yield lambda columns, order: connection.sql(
+            f"SELECT {columns} FROM committed"
+            " WHERE kafka_cluster = $cluster AND kafka_topic = $topic"
+            " AND kafka_partition = $partition"
+            f" AND kafka_offset >= $first AND kafka_offset < $end {order}",
+            params=params,
+        )
     except (duckdb.Error, pa.ArrowException, OSError) as exc:
         raise CatalogUnavailable(f"{source}: states from {kind.name}: {exc}") from exc
     finally:
         connection.close()
         shutil.rmtree(spill, ignore_errors=True)
-    return found

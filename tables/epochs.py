@@ -1,0 +1,147 @@
+"""How the state of the sequence check is written down: keys and values, and which epoch counts.
+
+Key: JSON of [cluster, topic, partition, epoch, exchange, symbol], value: the packed `SymbolState`.
+The key without exchange and symbol holds the partition's watermark, the offset from which the state
+must go on, and the number of symbols below it. It is written last in a checkpoint, so that a torn
+checkpoint shows the former one; an epoch with fewer symbols is not all there, and is not used.
+
+Each assignment writes an epoch of its own, all symbols in its first checkpoint. Kafka does not
+fence a changelog: what a worker sent before it froze may arrive after its successor's checkpoints.
+Under the same keys that would leave old states below a new watermark, and false gaps.
+
+A partition's states are forgotten by an epoch above all others, whose watermark is null. One record
+does it, at once. To delete the others would not do: a worker may still write to them, and a folder
+that was away for longer than Kafka keeps deletions (a day) would bring them back.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections import defaultdict
+from collections.abc import Container, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import orjson
+
+from k2.lake.offsets import Move, Source
+from k2.sequence import SymbolState
+
+__all__ = ["Stored", "Symbols", "epoch_after", "forgotten", "key", "mark", "parse", "unfit"]
+
+Symbols = dict[tuple[str, str], SymbolState]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the newest complete epoch of a partition says."""
+
+    epoch: str
+    watermark: int | None  # None: the states were forgotten
+    symbols: Symbols
+
+
+def key(source: Source, epoch: str, *name: str) -> bytes:
+    """The key of a symbol's state; without exchange and symbol that of the watermark."""
+    return orjson.dumps((*source, epoch, *name))
+
+
+def mark(watermark: int | None, count: int) -> bytes:
+    """The value for a watermark, and the number of all symbols below it."""
+    return orjson.dumps((watermark, count))
+
+
+def parse(
+    pairs: Iterable[tuple[bytes, bytes]], wanted: Container[Source] | None = None
+) -> tuple[dict[Source, Stored], dict[Source, list[bytes]]]:
+    """Return what is known of partitions, and all keys of each.
+
+    Args:
+        pairs: the newest value of each key.
+        wanted: all others are left out; None: every partition is wanted.
+    """
+    marks: dict[tuple[Source, str], tuple[int | None, int]] = {}
+    symbols: defaultdict[tuple[Source, str], Symbols] = defaultdict(dict)
+    keys: defaultdict[Source, list[bytes]] = defaultdict(list)
+    for each, value in pairs:
+        source, epoch, name = _place(each)
+        if wanted is not None and source not in wanted:
+            continue
+        keys[source].append(each)
+        if not name:
+            marks[source, epoch] = orjson.loads(value)
+            continue
+        exchange, symbol = name
+        # A state as another release packs it is as good as none: its epoch is not all there.
+        with suppress(ValueError):
+            symbols[source, epoch][exchange, symbol] = SymbolState.from_bytes(value)
+
+    def age(place: tuple[Source, str]) -> tuple[int, float]:
+        # Two workers may have begun an epoch of one number; each is whole in itself. If one of
+        # them forgets, it does so for both.
+        watermark, _ = marks[place]
+        return _number(place[1]), math.inf if watermark is None else watermark
+
+    stored: dict[Source, Stored] = {}
+    for source, epoch in sorted(marks, key=age):
+        watermark, count = marks[source, epoch]
+        if len(symbols[source, epoch]) >= count:
+            stored[source] = Stored(epoch, watermark, symbols[source, epoch])
+    return stored, dict(keys)
+
+
+def forgotten(keys: Iterable[bytes]) -> tuple[bytes, bytes]:
+    """Return key and value that let all states of a partition be forgotten.
+
+    Args:
+        keys: all keys of the partition, one at least.
+    """
+    places = [_place(each) for each in keys]
+    source, newest, _ = max(places, key=lambda place: _number(place[1]))
+    return key(source, epoch_after(newest)), mark(None, 0)
+
+
+def unfit(
+    source: Source,
+    watermark: int | None,
+    symbols: Symbols,
+    start: int,
+    following: int,
+    moves: Iterable[Move],
+) -> tuple[int, Symbols] | None:
+    """Return what to fold the committed trades into, if a state cannot be gone on with.
+
+    Args:
+        watermark: of the state; None: there is none.
+        start: of the log.
+        following: the trades table's next offset.
+        moves: of all sources.
+
+    Returns:
+        The first offset to be folded, and the states there; None: the log can advance the state.
+    """
+    # What an operator skipped is not read, not even for the state.
+    least = max([start, *(move.after or 0 for move in moves if move.source == source)])
+    if watermark is not None and watermark <= following:
+        newest = max((state.offset for state in symbols.values()), default=-1)
+        if least <= watermark and newest < following:
+            return None
+        if newest < watermark:
+            return watermark, symbols
+    # A state ahead of the table is of no use: the table was rolled back, or moved.
+    return 0, {}
+
+
+def epoch_after(epoch: str | None) -> str:
+    """Return a name for the epoch that follows; never the same twice."""
+    return f"{_number(epoch) + 1 if epoch else 1}-{uuid.uuid4().hex}"
+
+
+def _number(epoch: str) -> int:
+    return int(epoch.partition("-")[0])
+
+
+def _place(each: bytes) -> tuple[Source, str, list[str]]:
+    cluster, topic, partition, epoch, *name = orjson.loads(each)
+    return Source(cluster, topic, partition), epoch, name
