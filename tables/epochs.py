@@ -110,12 +110,12 @@ def unfit(
     following: int,
     moves: Iterable[Move],
 ) -> tuple[int, Symbols] | None:
-    """Return what to fold the committed trades into, if a state cannot be gone on with.
+    """Return what to fold the committed rows into, if a state cannot be gone on with.
 
     Args:
         watermark: of the state; None: there is none.
         start: of the log.
-        following: the trades table's next offset.
+        following: the next offset of the table.
         moves: of all sources.
 
     Returns:

@@ -22,6 +22,7 @@ COMMANDS = {
     "quotes": "k2.cli.query:quotes",
     "rejects": "k2.cli.rejects:rejects",
     "simulate": "k2.cli.feeds:simulate",
+    "state": "k2.cli.state:state",
     "status": "k2.cli.query:status",
     "trades": "k2.cli.query:trades",
     "up": "k2.cli.stack:up",

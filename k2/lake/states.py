@@ -150,7 +150,7 @@ def _committed(
     try:
         paths = [task.file.file_path for task in table.scan(row_filter=bounds).plan_files()]
     except OSError as exc:
-        raise CatalogUnavailable(f"{source}: which files hold its trades: {exc}") from exc
+        raise CatalogUnavailable(f"{source}: which files hold its rows: {exc}") from exc
     if not paths:
         yield None
         return

@@ -15,7 +15,7 @@ LAYERS = {
     "buffer": 2,
     "lake": 3,
     "query": 4,
-    "app": 5, "topics": 5, "logs": 5, "holes": 5,
+    "app": 5, "topics": 5, "logs": 5, "holes": 5, "changelog": 5,
     "tables": 6,
     "agents": 7,
     "web": 8, "cli": 8, "feeds": 8, "dev": 8, "__main__": 8,
