@@ -105,7 +105,12 @@ class Assignment:
             await self._require_reach(source, stored, start, ends.get(tp) or 0)
             unfit = sequences.unfit(source, watermark, symbols, start, stored, records.moves)
             if unfit is not None:
-                symbols = await self._rebuild(lane, source, watermark, *unfit, stored)
+                first, symbols = unfit
+                if not symbols:
+                    # From the beginning: what a log before this one held is known too.
+                    others = [other for other in records.offsets if other != source]
+                    symbols = await self._inherit(lane, source, others)
+                symbols = await self._rebuild(lane, source, watermark, first, symbols, stored)
                 watermark = stored
             assert watermark is not None  # a state without one is unfit
             found[tp] = Partition(
