@@ -70,10 +70,10 @@ FAULTS = (
     Fault("changelog lost", scenes.changelog_lost),
     Fault("changelog ahead", scenes.changelog_ahead),
     # Catalog and warehouse.
-    Fault("disk full", scenes.alone, "at file", "disk full", times=3),
-    Fault("catalog conflicts", scenes.alone, "at swap", "conflict", times=4),
-    Fault("catalog's answers lost", scenes.alone, "after swap", "lost answer", times=3),
-    Fault("catalog slow", scenes.alone, "at swap", "slow", times=2),
+    Fault("disk full", scenes.alone, "at file", "disk full", within=3, times=3),
+    Fault("catalog conflicts", scenes.alone, "at swap", "conflict", within=3, times=3),
+    Fault("catalog's answers lost", scenes.alone, "after swap", "lost answer", within=3, times=3),
+    Fault("catalog slow", scenes.alone, "at swap", "slow", within=3, times=2),
     Fault(
         "catalog down for a minute, full load",
         scenes.pressed,
