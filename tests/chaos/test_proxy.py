@@ -127,7 +127,7 @@ def test_k2_works_through_proxies(way: Way) -> None:
     sink = sink_of(way.through)
     for offset in range(12):
         append(sink, offset)
-    found = Engine(open_catalog(way.through), way.through).trades("SIM", "S0").read_all()
+    found = Engine(open_catalog(way.through), way.through).records(TRADES, "SIM", "S0").read_all()
     assert found.num_rows == 12
     assert audit(open_catalog(way.through), way.through).passed
     assert way.holds() == 12
@@ -244,7 +244,7 @@ def test_reads_fail_as_catalog_unavailable_in_time(kind: Kind, way: Way) -> None
             lambda: ensure_tables(sink.catalog, way.through),
             lambda: load_table(sink.catalog, table_name(way.through, TRADES)),
             sink.offsets,
-            sink.moves,
+            sink.carried,
         ):
             started = time.monotonic()
             with pytest.raises(CatalogUnavailable):
@@ -256,14 +256,14 @@ def test_reads_fail_as_catalog_unavailable_in_time(kind: Kind, way: Way) -> None
     rules = Rules(way.direct.exchange_zones, way.direct.reset_window_ms, way.direct.gaps_open_max)
     with way.s3.fault(kind, reads):
         for read in (
-            lambda: rebuild(sink.catalog, way.through, A, {}, 0, 1, rules),
-            lambda: inherit(sink.catalog, way.through, other, [A, other], rules),
+            lambda: rebuild(sink.catalog, way.through, TRADES, A, {}, 0, 1, rules),
+            lambda: inherit(sink.catalog, way.through, TRADES, other, [A, other], rules),
         ):
             started = time.monotonic()
             with pytest.raises(CatalogUnavailable):
                 read()
             assert time.monotonic() - started < 2 * S3_S
-    assert rebuild(sink.catalog, way.through, A, {}, 0, 1, rules)
+    assert rebuild(sink.catalog, way.through, TRADES, A, {}, 0, 1, rules)
 
 
 @pytest.mark.parametrize("kind", [Kind.ERROR, Kind.CUT_AFTER, Kind.HANG])
