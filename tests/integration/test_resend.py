@@ -19,7 +19,7 @@ from k2.lake.replays import Ledger, Note, Place
 from k2.query.engine import Engine
 from k2.query.rejects import Selection
 from k2.registry import open_registry
-from k2.schemas import TRADES
+from k2.schemas import KINDS, TRADES
 from k2.settings import Settings
 from tests.integration.oracle import connect
 from tests.integration.parts import Worker, committed, environment, k2, until, verify
@@ -47,7 +47,9 @@ def test_a_reject_is_replayed_once_when_its_schema_is_there(lake: Settings) -> N
     later = {**TRADES.avro, "doc": "the same, registered later"}
     registry = open_registry(lake)
     known = registry.register(f"{topic}-value", TRADES.avro)
-    values = [_value(table.slice(at, 1), known + (at >= GOOD)) for at in range(GOOD + UNKNOWN)]
+    unknown = 1 + max(registry.register(f"{k.topic('SIM')}-value", k.avro) for k in KINDS)
+    ids = [known] * GOOD + [unknown] * UNKNOWN
+    values = [_value(table.slice(at, 1), each) for at, each in enumerate(ids)]
     _produce(lake, topic, [*values, None])
 
     with Worker(lake) as worker:
@@ -59,7 +61,7 @@ def test_a_reject_is_replayed_once_when_its_schema_is_there(lake: Settings) -> N
         chosen = ("--reason", "unknown_schema")
         dry = _replay(lake, *chosen, "--dry-run")
         assert (dry["sent"], dry["selected"], committed(lake)) == (UNKNOWN, UNKNOWN, GOOD)
-        assert registry.register(f"{topic}-value", later) == known + 1
+        assert registry.register(f"{topic}-value", later) == unknown
         assert _replay(lake, *chosen)["sent"] == UNKNOWN
         until(lambda: committed(lake) == GOOD + UNKNOWN, 60, lambda: f"replayed:\n{worker.tail()}")
         again = _replay(lake, *chosen)
