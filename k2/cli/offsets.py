@@ -9,10 +9,8 @@ from typing import Any
 
 import click
 import orjson
-from rich import box
-from rich.table import Table
 
-from k2.cli.output import console, note, opened
+from k2.cli.output import note, opened, show_sources
 from k2.errors import BadQuery, BrokerUnavailable, K2Error
 from k2.lake.catalog import open_catalog
 from k2.lake.moves import Offsets
@@ -106,17 +104,8 @@ def _verdict_without(source: Source, logs: Logs) -> str:
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("cluster", "topic"):
-        table.add_column(name)
-    for name in ("partition", "next offset", "rejects", "log start", "log end", "lag"):
-        table.add_column(name, justify="right")
-    table.add_column("verdict")
-    for row in rows:
-        table.add_row(*("-" if value is None else str(value) for value in row.values()))
-    console().print(table)
-    if not rows:
-        note("no offsets yet")
+    titles = ("partition", "next offset", "rejects", "log start", "log end", "lag")
+    show_sources(titles, (row.values() for row in rows), "no offsets yet")
 
 
 def _changing(command: _Command) -> _Command:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import TypeVar
@@ -22,7 +22,17 @@ from k2.query.rows import Rows, Stop
 from k2.query.times import iso, time_ns
 from k2.settings import load
 
-__all__ = ["bounds", "console", "form_of", "note", "opened", "ranged", "run", "write"]
+__all__ = [
+    "bounds",
+    "console",
+    "form_of",
+    "note",
+    "opened",
+    "ranged",
+    "run",
+    "show_sources",
+    "write",
+]
 
 #: Rows of a table for people, unless `--limit` says otherwise.
 LIMIT_SHOWN = 20
@@ -150,6 +160,27 @@ def _readable(name: str, column: pa.Array) -> list[str]:
         return [iso(ns) for ns in column.to_pylist()]
     values = plain(column) if pa.types.is_decimal(column.type) else column
     return ["" if value is None else str(value) for value in values.to_pylist()]
+
+
+def show_sources(numbers: Sequence[str], rows: Iterable[Iterable[object]], nothing: str) -> None:
+    """A table for people of what is known of each source.
+
+    Args:
+        numbers: titles between cluster and topic on the left, and the verdict on the right.
+        rows: as many values each as there are columns; None is shown as "-".
+        nothing: what is said where there are no rows.
+    """
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("cluster", "topic"):
+        table.add_column(name)
+    for name in numbers:
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for row in rows:
+        table.add_row(*("-" if value is None else str(value) for value in row))
+    console().print(table)
+    if not table.row_count:
+        note(nothing)
 
 
 def console(*, stderr: bool = False) -> Console:

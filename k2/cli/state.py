@@ -10,11 +10,9 @@ from typing import Any
 import click
 import orjson
 from pyiceberg.catalog import Catalog
-from rich import box
-from rich.table import Table
 
 from k2.changelog import Changelog
-from k2.cli.output import console, note, opened
+from k2.cli.output import note, opened, show_sources
 from k2.errors import BadQuery, K2Error
 from k2.lake.catalog import open_catalog
 from k2.lake.moves import Offsets
@@ -156,19 +154,13 @@ def _verdict(source: Source, found: Stored | None, written: bool, parts: _Parts)
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    table = Table(box=box.SIMPLE_HEAD)
-    for name in ("cluster", "topic"):
-        table.add_column(name)
-    for name in ("partition", "epoch", "watermark", "symbols", "open gaps", "next offset"):
-        table.add_column(name, justify="right")
-    table.add_column("verdict")
-    for row in rows:
-        number = row["epoch"].partition("-")[0] if row["epoch"] else None
-        values = {**row, "epoch": number}.values()
-        table.add_row(*("-" if value is None else str(value) for value in values))
-    console().print(table)
-    if not rows:
-        note("no states yet")
+    titles = ("partition", "epoch", "watermark", "symbols", "open gaps", "next offset")
+    shown = ({**row, "epoch": _number(row["epoch"])}.values() for row in rows)
+    show_sources(titles, shown, "no states yet")
+
+
+def _number(epoch: str | None) -> str | None:
+    return epoch.partition("-")[0] if epoch else None
 
 
 @state.command()
