@@ -155,8 +155,9 @@ _BOUNDS = [pa.field(name, pa.int64(), nullable=False) for name in ("first", "las
 _INTERVAL = pa.field("element", pa.struct(_BOUNDS), nullable=False)
 
 #: The Iceberg table of the gap ledger, a log: of each `gap_id` the row with the highest `revision`
-#: counts. `kafka_offset` is of the record that caused the row, and is what a sink goes by;
-#: `k2.sequence.ledger.Change` says what the columns mean for each kind.
+#: counts, of several the one with the latest `ingest_time`: an operator's. `kafka_offset` is of
+#: the record that caused the row, and is what a sink goes by; `k2.sequence.ledger.Change` says what
+#: the columns mean for each kind.
 GAPS = pa.schema(
     [
         pa.field("gap_id", pa.string(), nullable=False),
@@ -178,6 +179,8 @@ GAPS = pa.schema(
         pa.field("seen_at", _TIME, nullable=False),
         pa.field("filled_at", _TIME),
         pa.field("revision", pa.int64(), nullable=False),
+        pa.field("operator", pa.string()),  # of an accepted one: who, and why; null: the calendar
+        pa.field("reason", pa.string()),
         *_SOURCE_FIELDS,
         _INGEST_TIME,
     ]

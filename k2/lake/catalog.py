@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
 from typing import TypeVar
 
 import pyarrow as pa
@@ -26,14 +27,16 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from k2.errors import CatalogUnavailable, SchemaMismatch
+from k2.lake.layouts import LAYOUTS, Layout
 from k2.lake.rest import TIMEOUT_PROPERTY, RestCatalog
-from k2.schemas import KINDS, REJECTS, REPLAYS, Kind
+from k2.schemas import REPLAYS, Kind
 from k2.settings import Settings
 
 __all__ = [
     "arrow_with_ids",
     "ensure_replays",
     "ensure_tables",
+    "gaps_name",
     "load_table",
     "open_catalog",
     "rejects_name",
@@ -48,7 +51,10 @@ _FIRST_PARTITION_FIELD_ID = 1000
 
 #: Columns worth bounds in the manifests: what queries filter by. Bounds of the others would be
 #: rewritten at every manifest merge and read at every plan, for nothing.
-_BOUNDED = ("exchange", "symbol", "session", "event_time", "sequence", "kafka_topic", "ingest_time")
+_BOUNDED = (
+    "exchange", "symbol", "session", "event_time", "sequence", "seen_at", "kafka_topic",
+    "kafka_partition", "kafka_offset", "ingest_time",
+)  # fmt: skip
 
 _TABLE_PROPERTIES = {
     "format-version": "2",
@@ -72,6 +78,10 @@ def table_name(settings: Settings, kind: Kind) -> str:
 
 def rejects_name(settings: Settings) -> str:
     return f"{settings.namespace}.rejects"
+
+
+def gaps_name(settings: Settings) -> str:
+    return f"{settings.namespace}.gaps"
 
 
 def replays_name(settings: Settings) -> str:
@@ -145,12 +155,9 @@ def ensure_tables(catalog: Catalog, settings: Settings) -> None:
     racing = (SQLAlchemyError, NamespaceAlreadyExistsError, TableAlreadyExistsError)
     try:
         _retry(lambda: catalog.create_namespace_if_not_exists(settings.namespace), *racing)
-        order: tuple[str, ...] = ("symbol", "event_time", "kafka_offset")
-        tables = [(table_name(settings, kind), kind.table, "event_time", order) for kind in KINDS]
-        order = ("kafka_topic", "kafka_partition", "kafka_offset")
-        tables.append((rejects_name(settings), REJECTS, "ingest_time", order))
-        for table in tables:
-            _retry(lambda: _ensure(catalog, *table), *racing)  # noqa: B023
+        for name, layout in LAYOUTS.items():
+            full = f"{settings.namespace}.{name}"
+            _retry(lambda: _ensure(catalog, full, layout), *racing)  # noqa: B023
     except SchemaMismatch:
         raise
     except Exception as exc:
@@ -196,28 +203,37 @@ def load_table(catalog: Catalog, name: str) -> Table:
 
 
 def arrow_with_ids(schema: pa.Schema) -> pa.Schema:
-    """Return `schema` with Iceberg's field ids, 1..n in column order, as Parquet wants them."""
-    return pa.schema(
-        [
-            field.with_metadata({"PARQUET:field_id": str(number)})
-            for number, field in enumerate(schema, start=1)
-        ]
-    )
+    """Return `schema` with Iceberg's field ids, as Parquet wants them.
+
+    They are those that a catalog gives: 1..n in column order, then what the columns are made of.
+    """
+    return pa.schema(_with_ids(schema, count(1)))
 
 
-def _ensure(
-    catalog: Catalog, name: str, arrow: pa.Schema, time_column: str, order: tuple[str, ...]
-) -> None:
-    schema = pyarrow_to_schema(arrow_with_ids(arrow))
+def _with_ids(fields: Iterable[pa.Field], ids: Iterator[int]) -> list[pa.Field]:
+    own = [field.with_metadata({"PARQUET:field_id": str(next(ids))}) for field in fields]
+    return [field.with_type(_type_with_ids(field.type, ids)) for field in own]
+
+
+def _type_with_ids(kind: pa.DataType, ids: Iterator[int]) -> pa.DataType:
+    if pa.types.is_list(kind):
+        return pa.list_(*_with_ids([kind.value_field], ids))
+    if pa.types.is_struct(kind):
+        return pa.struct(_with_ids(kind, ids))
+    return kind
+
+
+def _ensure(catalog: Catalog, name: str, layout: Layout) -> None:
+    schema = pyarrow_to_schema(arrow_with_ids(layout.schema))
     if catalog.table_exists(name):
         _check(name, catalog.load_table(name).schema(), schema)
         return
     spec = PartitionSpec(
         PartitionField(
-            schema.find_field(time_column).field_id,
+            schema.find_field(layout.time_column).field_id,
             _FIRST_PARTITION_FIELD_ID,
             DayTransform(),
-            f"{time_column}_day",
+            f"{layout.time_column}_day",
         )
     )
     fields = [
@@ -227,13 +243,12 @@ def _ensure(
             direction=SortDirection.ASC,
             null_order=NullOrder.NULLS_FIRST,
         )
-        for column in order
+        for column in layout.order
     ]
-    bounded = (*_BOUNDED, "kafka_partition", "kafka_offset")
     metrics = {
         f"write.metadata.metrics.column.{column}": "truncate(16)"
-        for column in bounded
-        if column in arrow.names
+        for column in _BOUNDED
+        if column in layout.schema.names
     }
     catalog.create_table(
         name,

@@ -24,8 +24,9 @@ from pyiceberg.table.snapshots import Operation
 from pyiceberg.table.update.snapshot import _MergeAppendFiles
 
 from k2.errors import CommitFailed, Fenced, SchemaMismatch
-from k2.lake.catalog import load_table, rejects_name, table_name
+from k2.lake.catalog import load_table
 from k2.lake.files import DataFiles
+from k2.lake.layouts import LAYOUTS
 from k2.lake.maintenance import expire
 from k2.lake.offsets import (
     COMMIT_PROPERTY,
@@ -43,7 +44,6 @@ from k2.lake.offsets import (
     encode_moves,
     encode_topics,
 )
-from k2.schemas import KINDS, REJECTS
 from k2.settings import Settings
 
 __all__ = ["Sink"]
@@ -70,16 +70,14 @@ class Sink:
     """
 
     def __init__(self, catalog: Catalog, name: str, settings: Settings) -> None:
+        """`name`: of one of `k2.lake.layouts.LAYOUTS`, with its namespace."""
         self._catalog = catalog
         self._name = name
         self._settings = settings
         self._lock = threading.Lock()
         self._table = load_table(catalog, name)
         self._commits = 0
-        schemas = {table_name(settings, kind): kind.table for kind in KINDS}
-        self._files = DataFiles(
-            self._table, name, {**schemas, rejects_name(settings): REJECTS}[name]
-        )
+        self._files = DataFiles(self._table, name, LAYOUTS[name.rpartition(".")[2]])
 
     @property
     def catalog(self) -> Catalog:
@@ -108,7 +106,7 @@ class Sink:
         """Write rows as data files; they are in no snapshot before `commit`.
 
         Args:
-            rows: n >= 0 rows of the table: `Kind.table`, or `REJECTS`.
+            rows: n >= 0 rows of the table's layout.
 
         Returns:
             A file for each day (UTC) that occurs; none for no rows.

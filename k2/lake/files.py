@@ -9,6 +9,7 @@ import uuid
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,35 +25,36 @@ from pyiceberg.table.locations import load_location_provider
 
 from k2.errors import CommitFailed, SchemaMismatch
 from k2.lake.catalog import arrow_with_ids
-from k2.schemas import REJECTS
+from k2.lake.layouts import BY_SYMBOL, Layout
 
 __all__ = ["DataFiles"]
+
+Int64s = npt.NDArray[np.int64]
 
 #: Rows of a Parquet row group: the unit that a query of one symbol can skip, as rows are sorted.
 ROW_GROUP_ROWS = 128 * 1024
 DAY_US = 86_400_000_000
 
 #: Long integers that mostly rise by little: differences are a third smaller and faster than zstd.
-_DELTA = ("event_time", "sequence", "ts_event", "ts_recv", "kafka_offset", "kafka_time")
+_DELTA = ("event_time", "sequence", "ts_event", "ts_recv", "kafka_offset", "kafka_time", "seen_at")
 #: Distinct in nearly every row: building a dictionary would only be thrown away.
 _PLAIN = (
     "price", "size", "trade_id", "bid_price", "bid_size", "ask_price", "ask_size", "detail", "key",
-    "value",
+    "value", "gap_id",
 )  # fmt: skip
 
 
 class DataFiles:
     """Writes the data files of one table; from many threads at once, if need be."""
 
-    def __init__(self, table: Table, name: str, schema: pa.Schema) -> None:
+    def __init__(self, table: Table, name: str, layout: Layout) -> None:
         """Fix all that `write` reads: the handle itself belongs to whoever commits.
 
         Args:
             name: of the table, for messages.
-            schema: of its rows: a `Kind.table`, or `k2.schemas.REJECTS`.
         """
-        self._name, self._schema = name, schema
-        self._time_column = "ingest_time" if schema is REJECTS else "event_time"
+        self._name, self._layout = name, layout
+        self._schema = schema = layout.schema
         metadata = table.metadata
         self._iceberg_schema, self._spec = metadata.schema(), metadata.spec()
         self._io = table.io
@@ -85,8 +87,8 @@ class DataFiles:
         if rows.num_rows == 0:
             return []
         rows = rows.combine_chunks()
-        order = _rejects_order(rows) if self._schema is REJECTS else _records_order(rows)
-        days = rows[self._time_column].cast(pa.int64()).to_numpy() // DAY_US
+        order = _order(rows, self._layout.order)
+        days = rows[self._layout.time_column].cast(pa.int64()).to_numpy() // DAY_US
         if days.min() == days.max():
             return [self._write_day(rows.take(pa.array(order)), int(days[0]))]
         sorted_days = days[order]
@@ -137,7 +139,18 @@ class DataFiles:
         )
 
 
-def _records_order(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _order(rows: pa.Table, columns: tuple[str, ...]) -> Int64s:
+    """Row numbers by some columns, nulls first: n, int64."""
+    if columns == BY_SYMBOL:
+        return _by_symbol(rows)
+    keys = [(name, "ascending", "at_start") for name in columns]
+    order: Int64s = (
+        pc.sort_indices(rows.select(columns), sort_keys=keys).to_numpy().astype(np.int64)
+    )
+    return order
+
+
+def _by_symbol(rows: pa.Table) -> Int64s:
     """Row numbers by (symbol, event_time, kafka_offset): n, int64.
 
     Three stable sorts, the least significant first. Batches arrive nearly in order of time, which
@@ -154,13 +167,3 @@ def _records_order(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
     order = order[np.argsort(times[order], kind="stable")]
     codes = ranks[symbols.indices.to_numpy()]
     return order[np.argsort(codes[order], kind="stable")]
-
-
-def _rejects_order(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
-    keys = [(name, "ascending") for name in ("kafka_topic", "kafka_partition", "kafka_offset")]
-    order: np.ndarray[Any, np.dtype[np.int64]] = (
-        pc.sort_indices(rows.select([name for name, _ in keys]), sort_keys=keys)
-        .to_numpy()
-        .astype(np.int64)
-    )
-    return order

@@ -202,7 +202,8 @@ def gap_rows(
     }
     for field in GAPS:
         if field.name not in columns:
-            columns[field.name] = pa.array(told[field.name], field.type)
+            # Only operators have a name and a reason.
+            columns[field.name] = pa.array(told.get(field.name, [None] * n), field.type)
     return pa.table([columns[name] for name in GAPS.names], schema=GAPS)
 
 

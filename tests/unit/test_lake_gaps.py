@@ -1,0 +1,69 @@
+"""The gap ledger's table, over a real SQLite catalog."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyiceberg.catalog import Catalog
+
+from k2.lake.catalog import ensure_tables, gaps_name, load_table, open_catalog
+from k2.lake.commit import Sink
+from k2.lake.offsets import Source
+from k2.schemas import GAPS
+from k2.sequence import Rules, gap_rows
+from k2.settings import Settings
+from tests.sequences import DAY, S, at, run
+
+SOURCE = Source("c", "market.trades.sim", 0)
+INGEST_TIME = GAPS.field("ingest_time").type
+CHANNEL = Rules(by_channel=frozenset(["SIM"]))
+
+
+class Lake:
+    """The tables, and commits of what batches tell the ledger."""
+
+    def __init__(self, data: Path) -> None:
+        self.settings = Settings(data=data)
+        self.catalog: Catalog = open_catalog(self.settings)
+        ensure_tables(self.catalog, self.settings)
+        self.sink = Sink(self.catalog, gaps_name(self.settings), self.settings)
+
+    def tell(self, *batches: Any, rules: Rules = Rules(), now: int = 0) -> pa.Table:  # noqa: B008
+        rows = gap_rows(run(*batches, rules=rules)[1], *SOURCE, pa.scalar(now, INGEST_TIME))
+        self.sink.commit(self.sink.write(rows), {}, {SOURCE: 100})
+        return rows
+
+    def rows(self) -> list[dict[str, Any]]:
+        table = load_table(self.catalog, gaps_name(self.settings)).scan().to_arrow()
+        return sorted(table.cast(GAPS).to_pylist(), key=lambda row: row["kafka_offset"])
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(tmp_path)
+
+
+def test_rows_come_back_with_their_intervals(lake: Lake) -> None:
+    """The table is made once and found again; lists of intervals and nulls are unchanged."""
+    ensure_tables(lake.catalog, lake.settings)
+    rows = lake.tell(at(1, 6), at((4, 7), offset=2))
+    assert [row["remaining"] for row in lake.rows()] == [
+        [{"first": 2, "last": 5}],
+        [{"first": 2, "last": 3}, {"first": 5, "last": 5}],
+    ]
+    assert lake.rows() == rows.to_pylist()
+    assert lake.sink.offsets() == {SOURCE: 100}
+
+
+def test_all_rows_of_a_finding_are_in_the_partition_of_the_day_it_was_seen(lake: Lake) -> None:
+    """Also those of a later day, and of a counter without a symbol."""
+    late = [(*row[:3], 2 * DAY, row[4]) for row in at(4, offset=2)]
+    opened = [(*row[:3], DAY + S, row[4]) for row in at(1, 6)]
+    rules = Rules(by_channel=CHANNEL.by_channel, never_reset=frozenset(["SIM"]))
+    rows = gap_rows(run(opened, late, rules=rules)[1], *SOURCE, pa.scalar(0, INGEST_TIME))
+    assert rows["status"].to_pylist() == ["open", "partly_filled"]
+    (file,) = lake.sink.write(rows)
+    assert file.partition[0] == 1
