@@ -1,9 +1,9 @@
-"""From a decoded batch to the rows of its table and of the rejects; pure, runs in a thread."""
+"""From a decoded batch to the rows of its table, rejects and gap ledger; pure, runs in a thread."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,12 +13,13 @@ import pyarrow.compute as pc
 from k2 import metrics
 from k2.codec import Decoded, Reject
 from k2.lake.offsets import Source
-from k2.schemas import REJECTS, VERDICTS, Kind
-from k2.sequence import Change, Rules, SymbolState, check
+from k2.schemas import GAPS, REJECTS, VERDICTS, Kind
+from k2.sequence import Change, Rules, SymbolState, check, gap_rows
 
 __all__ = ["Checked", "assemble"]
 
 DUPLICATE = VERDICTS.index("duplicate")
+_NO_GAPS = GAPS.empty_table()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +29,27 @@ class Checked:
     kind: Kind
     records: pa.Table  # schema `kind.table`
     rejects: pa.Table  # schema REJECTS
-    changes: list[Change]  # of the gap ledger
+    gaps: pa.Table  # schema GAPS
+    changes: list[Change]  # those that `gaps` are the rows of
     states: dict[tuple[str, str], SymbolState]
     reasons: Mapping[str, int]
 
-    def count(self) -> None:
-        """Add the batch to the metrics."""
+    def count(self, exchanges: Container[str]) -> None:
+        """Add the batch to the metrics.
+
+        Args:
+            exchanges: whose names are labels; whatever else a record says is "other".
+        """
         metrics.records_total.labels(table=self.kind.name).inc(self.records.num_rows)
         metrics.records_total.labels(table="rejects").inc(self.rejects.num_rows)
+        metrics.records_total.labels(table="gaps").inc(self.gaps.num_rows)
         for reason, rows in self.reasons.items():
             metrics.rejects_total.labels(reason=reason).inc(rows)
-        opened = [c.count for c in self.changes if (c.kind, c.status) == ("gap", "open")]
-        metrics.gaps_total.inc(len(opened))
-        metrics.missing_total.inc(sum(opened))
+        for change in self.changes:
+            if (change.kind, change.status) == ("gap", "open"):
+                exchange = change.exchange if change.exchange in exchanges else "other"
+                metrics.gaps_total.labels(exchange, change.severity).inc()
+                metrics.missing_total.labels(exchange, change.severity).inc(change.count)
 
 
 def assemble(
@@ -51,11 +60,12 @@ def assemble(
     rules: Rules,
     records_from: int,
     rejects_from: int,
+    gaps_from: int,
 ) -> Checked:
     """Check a batch's sequences and make the rows that each table does not have yet.
 
     Args:
-        records_from, rejects_from: the tables hold everything below these offsets.
+        records_from, rejects_from, gaps_from: the tables hold everything below these offsets.
     """
     rows = decoded.rows
     checked = check(states, rows, rules, f"{source.topic}[{source.partition}]")
@@ -71,12 +81,13 @@ def assemble(
         reject_rows.append(_duplicates(source, decoded, checked.sessions, repeated, now))
     rejected = pa.concat_tables(reject_rows) if reject_rows else REJECTS.empty_table()
     counts = rejected.column("reason").value_counts().to_pylist()
-    new_from = min(records_from, rejects_from)
+    changes = [change for change in checked.changes if change.offset >= gaps_from]
     return Checked(
         kind=kind,
         records=_records(kind, source, rows, checked.verdicts, checked.sessions, wanted, now),
         rejects=rejected,
-        changes=[change for change in checked.changes if change.offset >= new_from],
+        gaps=gap_rows(changes, *source, now) if changes else _NO_GAPS,
+        changes=changes,
         states=checked.states,
         reasons={count["values"]: count["counts"] for count in counts},
     )

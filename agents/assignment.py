@@ -38,6 +38,7 @@ class Partition:
     next_offset: int  # of the next fetch
     records_at: int | None  # the kind's table holds everything below; None: it never had any
     rejects_at: int | None  # the rejects table holds everything below; None: it never had any
+    gaps_at: int | None  # so does the gap ledger's; both lag where they had nothing to write
     states: Symbols
     epoch: str  # of the checkpointed state: this assignment's own
     topic_id: str | None  # the broker's, for the tables to carry; None: it names none
@@ -46,6 +47,15 @@ class Partition:
     former: list[bytes] = field(default_factory=list)  # keys that the first checkpoint replaces
     event: Any = None  # the newest; keeps alive what Faust's table finds its store by
     order: asyncio.Lock = field(default_factory=asyncio.Lock)  # FIFO: batches stay in order
+
+    @property
+    def gaps_from(self) -> int:
+        """The ledger has been told of everything below.
+
+        It is committed before the records: also by these, where it had nothing to write, or was
+        not there yet. Ahead of them it is after a crash between the two commits.
+        """
+        return max(self.gaps_at or 0, self.records_at or 0)
 
     def take_states(self) -> tuple[Symbols, int]:
         """The states that changed since the last time, and how many symbols there are."""
@@ -62,12 +72,13 @@ class Assignment:
         lake: Lake,
         lanes: Mapping[str, Lane],
         rejects: Sink,
+        gaps: Sink,
         rules: Rules,
         cluster: Callable[[], str],
     ) -> None:
         """`lanes`: by topic."""
         self._app, self._lake, self._rules, self._cluster = app, lake, rules, cluster
-        self._lanes, self._rejects = lanes, rejects
+        self._lanes, self._rejects, self._gaps = lanes, rejects, gaps
 
     async def plan(self, tps: set[TP]) -> dict[TP, Partition]:
         """Return the partitions, ready to be read from their `next_offset`.
@@ -82,8 +93,9 @@ class Assignment:
         lanes = {self._lanes[topic] for topic in topics}
         records = together([await self._lake.patiently(lane.sink.carried) for lane in lanes])
         rejects = await self._lake.patiently(self._rejects.carried)
-        # Rejects are committed first: of a worker that died in between only they know the id.
-        known = {**rejects.topics, **records.topics}
+        gaps = await self._lake.patiently(self._gaps.carried)
+        # Both are committed first: of a worker that died in between only they know the id.
+        known = {**rejects.topics, **gaps.topics, **records.topics}
         names = {
             topic: require_known(cluster, topic, ids.get(topic), known) for topic in sorted(topics)
         }
@@ -119,6 +131,7 @@ class Assignment:
                 next_offset=watermark,
                 records_at=records.offsets.get(source),
                 rejects_at=rejects.offsets.get(source),
+                gaps_at=gaps.offsets.get(source),
                 states=symbols,
                 epoch=sequences.epoch_after(before.epoch if before else None),
                 topic_id=ids.get(tp.topic),

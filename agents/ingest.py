@@ -3,10 +3,13 @@
 Order of a checkpoint, and what a crash after each step leaves:
 1. rejects topic - sent again: the topic of rejects may repeat a record, the table does not
 2. rejects commit - read again from the records' offset; rejects below their own offset are skipped
-3. records commits, a kind after the other - rows are durable; the sequence state is behind and is
+3. gaps topic and gaps commit - the same, for the rows of the gap ledger
+4. records commits, a kind after the other - rows are durable; the sequence state is behind and is
    advanced by reading again
-4. state checkpoint - per symbol by offset, so that a torn one is finished by reading again
-5. ack - advisory only: the start is always taken from Iceberg and the state's watermark
+5. state checkpoint - per symbol by offset, so that a torn one is finished by reading again
+6. ack - advisory only: the start is always taken from Iceberg and the state's watermark
+
+Rejects and gaps have no commit where there is nothing to write, and their offsets then lag.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ from k2.agents.assemble import Checked, assemble
 from k2.agents.assignment import Assignment, Partition, Symbols
 from k2.agents.lake import Lake
 from k2.agents.lane import Lane
+from k2.agents.outbox import publish_gaps, publish_rejects
 from k2.agents.reach import remedy
-from k2.agents.rejects import publish
 from k2.tables import sequences
 
 from k2 import metrics
@@ -46,10 +49,10 @@ log = logging.getLogger(__name__)
 
 
 class Ingest:
-    """Feeds the tables of all kinds and the one of rejects; the app's batch source.
+    """Feeds the tables of all kinds, and those of rejects and gaps; the app's batch source.
 
     One buffer and one commit at a time for all kinds: the bounds of memory are the worker's, and
-    the table of rejects has one writer.
+    the tables of rejects and gaps have one writer.
     """
 
     def __init__(
@@ -57,15 +60,17 @@ class Ingest:
         app: App,
         lanes: Mapping[str, Lane],
         rejects: Sink,
+        gaps: Sink,
         cluster: Callable[[], str],
     ) -> None:
         """`lanes`: by topic; those are all batch topics."""
         settings = app.settings
         self.app, self.settings, self.topics = app, settings, frozenset(lanes)
         self._lanes, self._rejects = tuple(dict.fromkeys(lanes.values())), rejects
+        self._gaps, self._exchanges = gaps, frozenset(settings.exchange_names)
         self._rules = Rules.of(settings)
         self.lake = Lake()
-        self._assignment = Assignment(app, self.lake, lanes, rejects, self._rules, cluster)
+        self._assignment = Assignment(app, self.lake, lanes, rejects, gaps, self._rules, cluster)
         self._partitions: dict[TP, Partition] = {}
         self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="k2-decode")
         self._tasks: set[asyncio.Task[None]] = set()
@@ -162,6 +167,7 @@ class Ingest:
                     self._rules,
                     partition.records_at or 0,
                     partition.rejects_at or 0,
+                    partition.gaps_from,
                 )
                 await self._buffer.room()
                 if self._partitions.get(tp) is partition:
@@ -176,8 +182,8 @@ class Ingest:
         # No await in here: rows, states and offset of a batch are taken by a commit together.
         partition.states.update(checked.states)
         partition.dirty.update(checked.states)
-        self._buffer.add(tp, checked.records, checked.rejects, fetched.next_offset)
-        checked.count()
+        self._buffer.add(tp, checked.records, checked.rejects, checked.gaps, fetched.next_offset)
+        checked.count(self._exchanges)
         lag = metrics.lag_records.labels(topic=tp.topic, partition=tp.partition)
         lag.set(max(0, fetched.log_end - fetched.next_offset))
         self._measure()
@@ -222,12 +228,20 @@ class Ingest:
         started = time.monotonic()
         if taken.rejects:
             # Rejects first: the records' offset says that everything below it is in one of both.
-            await publish(self.app, taken.rejects)
+            await publish_rejects(self.app, taken.rejects)
             moved = [(p, end) for p, end in owned.values() if end > (p.rejects_at or 0)]
             expected = {p.source: p.rejects_at for p, _ in moved}
             await self._append(self._rejects, taken.rejects, expected, moved)
             for partition, end in moved:
                 partition.rejects_at = end
+        if taken.gaps:
+            # Before the records: a state that is made from their table tells of nothing in it.
+            await publish_gaps(self.app, taken.gaps)
+            moved = [(p, end) for p, end in owned.values() if end > (p.gaps_at or 0)]
+            expected = {p.source: p.gaps_at for p, _ in moved}
+            await self._append(self._gaps, taken.gaps, expected, moved)
+            for partition, end in moved:
+                partition.gaps_at = end
         news = [(p, end) for p, end in owned.values() if end > (p.records_at or 0)]
         for lane in self._lanes:
             moved = [(p, end) for p, end in news if p.lane is lane]

@@ -7,7 +7,7 @@ from k2.agents.lane import Lane
 
 from k2.app import app
 from k2.codec import Decoder
-from k2.lake.catalog import ensure_tables, open_catalog, rejects_name, table_name
+from k2.lake.catalog import ensure_tables, gaps_name, open_catalog, rejects_name, table_name
 from k2.lake.commit import Sink
 from k2.registry import open_registry
 from k2.schemas import KINDS
@@ -26,7 +26,8 @@ def _ingest() -> Ingest:
         lane = Lane(kind, Decoder(kind, registry), sink)
         lanes |= {kind.topic(exchange): lane for exchange in settings.exchange_names}
     rejects = Sink(catalog, rejects_name(settings), settings)
-    return Ingest(app, lanes, rejects, lambda: cluster_id(settings))
+    gaps = Sink(catalog, gaps_name(settings), settings)
+    return Ingest(app, lanes, rejects, gaps, lambda: cluster_id(settings))
 
 
 ingest = app.batch_source = _ingest()

@@ -20,6 +20,7 @@ class Taken(Generic[P]):
 
     records: list[tuple[P, pa.Table]] = field(default_factory=list)
     rejects: list[pa.Table] = field(default_factory=list)
+    gaps: list[pa.Table] = field(default_factory=list)
     next_offsets: dict[P, int] = field(default_factory=dict)
     rows: int = 0
     nbytes: int = 0
@@ -49,15 +50,19 @@ class Buffer(Generic[P]):
     def rows(self) -> int:
         return self._taken.rows
 
-    def add(self, partition: P, records: pa.Table, rejects: pa.Table, next_offset: int) -> None:
+    def add(
+        self, partition: P, records: pa.Table, rejects: pa.Table, gaps: pa.Table, next_offset: int
+    ) -> None:
         """Take a checked batch; never blocks, so that rows and sequence state move together."""
         taken = self._taken
         if records.num_rows:
             taken.records.append((partition, records))
         if rejects.num_rows:
             taken.rejects.append(rejects)
-        taken.rows += records.num_rows + rejects.num_rows
-        taken.nbytes += records.nbytes + rejects.nbytes
+        if gaps.num_rows:
+            taken.gaps.append(gaps)
+        taken.rows += records.num_rows + rejects.num_rows + gaps.num_rows
+        taken.nbytes += records.nbytes + rejects.nbytes + gaps.nbytes
         taken.next_offsets[partition] = next_offset
         if self._since is None:
             self._since = time.monotonic()

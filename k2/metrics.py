@@ -24,8 +24,10 @@ _COMMIT_BUCKETS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 records_total = Counter("k2_records_total", "Rows handed to a table's buffer.", ["table"])
 rejects_total = Counter("k2_rejects_total", "Records that are rejects, by reason.", ["reason"])
-gaps_total = Counter("k2_gaps_total", "Gaps in the sequence found.")
-missing_total = Counter("k2_missing_total", "Sequences missing in those gaps.")
+gaps_total = Counter("k2_gaps_total", "Gaps in the sequence found.", ["exchange", "severity"])
+missing_total = Counter(
+    "k2_missing_total", "Sequences missing in those gaps.", ["exchange", "severity"]
+)
 commit_seconds = Histogram("k2_commit_seconds", "Write and commit.", buckets=_COMMIT_BUCKETS)
 commit_timestamp_seconds = Gauge("k2_commit_timestamp_seconds", "When the last commit succeeded.")
 buffered_rows = Gauge("k2_buffered_rows", "Rows waiting for a commit.")

@@ -17,10 +17,18 @@ from k2.schemas import KINDS
 from k2.security import client_options
 from k2.settings import Settings
 
-__all__ = ["REJECTS_TOPIC", "check_topics", "cluster_id", "ensure_topics", "topic_ids"]
+__all__ = [
+    "GAPS_TOPIC",
+    "REJECTS_TOPIC",
+    "check_topics",
+    "cluster_id",
+    "ensure_topics",
+    "topic_ids",
+]
 
 ANSWER_TIMEOUT_S = 5.0
 REJECTS_TOPIC = "market.rejects"
+GAPS_TOPIC = "market.gaps"
 
 
 def _metadata(settings: Settings) -> Any:
@@ -154,7 +162,7 @@ def ensure_topics(settings: Settings) -> list[str]:
     existing = _metadata(settings).topics
     wanted = _feed_topics(settings)
     _check_partitions([name for name in wanted if name in existing], existing, settings)
-    missing = [name for name in [*wanted, REJECTS_TOPIC] if name not in existing]
+    missing = [name for name in [*wanted, REJECTS_TOPIC, GAPS_TOPIC] if name not in existing]
     if not missing:
         return []
     requests = [NewTopic(name, settings.partitions, settings.replication) for name in missing]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from k2.feeds.faults import Entry
 from k2.schemas import TRADES, VERDICTS
 from k2.sequence import Chain, Change, Memory, Rules, SymbolState, check
 
@@ -91,3 +92,14 @@ def newest(changes: list[Change]) -> dict[str, Change]:
         assert former is None or former.revision < change.revision
         rows[change.gap_id] = change
     return rows
+
+
+def injected(entries: tuple[Entry, ...]) -> list[tuple[str, str, str, int, int]]:
+    """What the ledger must say of each fault: a late record is a gap of one that was filled."""
+    kinds = {
+        "gap": ("gap", "open"),
+        "late": ("gap", "filled"),
+        "duplicate": ("duplicates", "open"),
+        "reset": ("reset", "open"),
+    }
+    return sorted((*kinds[e.kind], e.symbol, e.first, e.last) for e in entries)

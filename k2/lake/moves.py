@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pyiceberg.catalog import Catalog
 
 from k2.errors import BadQuery, K2Error
-from k2.lake.catalog import rejects_name, table_name
+from k2.lake.catalog import gaps_name, rejects_name, table_name
 from k2.lake.commit import Sink
 from k2.lake.offsets import MOVES_MAX, Move, Source, Topic, together
 from k2.lake.replays import operator
@@ -33,24 +33,25 @@ class Offsets:
         """
         self._sinks = {kind: Sink(catalog, table_name(settings, kind), settings) for kind in KINDS}
         self._rejects = Sink(catalog, rejects_name(settings), settings)
+        self._gaps = Sink(catalog, gaps_name(settings), settings)
         self.refresh()
 
     def refresh(self) -> None:
         """Read the newest snapshots."""
-        rejects = self._rejects.carried()
+        rejects, gaps = self._rejects.carried(), self._gaps.carried()
         records = together(sink.carried() for sink in self._sinks.values())
-        #: By source: in the table of its kind, and in that of rejects.
-        self.records, self.rejects = records.offsets, rejects.offsets
-        self.topics = {**rejects.topics, **records.topics}
+        #: By source: in the table of its kind, in that of rejects, and in the gap ledger.
+        self.records, self.rejects, self.gaps = records.offsets, rejects.offsets, gaps.offsets
+        self.topics = {**rejects.topics, **gaps.topics, **records.topics}
         self.moves = records.moves
 
     @property
     def sources(self) -> list[Source]:
         """All that any table knows, sorted."""
-        return sorted({*self.records, *self.rejects})
+        return sorted({*self.records, *self.rejects, *self.gaps})
 
     def move(self, source: Source, to: int, reason: str) -> None:
-        """Let a source go on at `to`, in the table of its kind and in that of rejects.
+        """Let a source go on at `to`, in the table of its kind, in rejects and in the gap ledger.
 
         Raises:
             Fenced: an offset is no longer the one that was read: a worker is at it.
@@ -98,12 +99,12 @@ class Offsets:
         if len(self.moves) + len(after) > MOVES_MAX:
             raise K2Error(f"more than {MOVES_MAX} moves: each snapshot carries all of them")
         who, now = operator(), datetime.now(UTC).isoformat(timespec="seconds")
-        # Rejects first, as a worker does: what died in between is repeated, and nothing is below
-        # the records' offset that is not accounted for.
+        # Records last, as a worker does: what died in between is repeated, and nothing is below
+        # their offset that is not accounted for.
         names = {source.topic for source in after} | {topic.topic for topic in topics}
         kinds = {name: _kind(name) for name in names}
         steps: list[tuple[Sink, dict[Source, int], tuple[Kind, ...]]]
-        steps = [(self._rejects, self.rejects, KINDS)]
+        steps = [(self._rejects, self.rejects, KINDS), (self._gaps, self.gaps, KINDS)]
         steps += [(sink, self.records, (kind,)) for kind, sink in self._sinks.items()]
         for sink, offsets, own in steps:
             moved = {

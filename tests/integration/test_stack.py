@@ -129,7 +129,9 @@ def _ask(url: str, journal: dict[str, object]) -> None:
     status, _, body = get(f"{url}/metrics")
     assert status == 200
     assert metric(url, 'k2_records_total{table="trades"}') == journal["sent"]
-    assert metric(url, "k2_gaps_total") == 3
+    gaps = [line for line in body.decode().splitlines() if line.startswith("k2_gaps_total{")]
+    assert sum(float(line.rpartition(" ")[2]) for line in gaps) == 3
+    assert all('{exchange="SIM",severity="' in line for line in gaps)
     assert get(f"{url}/v1/bars")[0] == 400
 
 

@@ -13,10 +13,10 @@ NONE = ROWS.slice(0, 0)
 
 async def test_row_count_asks_for_a_flush() -> None:
     buffer: Buffer[int] = Buffer(rows_max=2000, bytes_max=1 << 30, age_max_s=3600)
-    buffer.add(0, ROWS, NONE, 1000)
+    buffer.add(0, ROWS, NONE, NONE, 1000)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(buffer.due(), 0.05)
-    buffer.add(0, ROWS, NONE, 2000)
+    buffer.add(0, ROWS, NONE, NONE, 2000)
     await asyncio.wait_for(buffer.due(), 1)
     assert buffer.take().next_offsets == {0: 2000}
 
@@ -24,7 +24,7 @@ async def test_row_count_asks_for_a_flush() -> None:
 async def test_age_asks_for_a_flush_even_without_rows() -> None:
     """A batch of duplicates writes no row, but its offsets must move on."""
     buffer: Buffer[int] = Buffer(rows_max=2000, bytes_max=1 << 30, age_max_s=0.05)
-    buffer.add(3, NONE, NONE, 17)
+    buffer.add(3, NONE, NONE, NONE, 17)
     await asyncio.wait_for(buffer.due(), 1)
     taken = buffer.take()
     assert (taken.next_offsets, taken.rows) == ({3: 17}, 0)
@@ -32,7 +32,7 @@ async def test_age_asks_for_a_flush_even_without_rows() -> None:
 
 async def test_full_buffer_gives_room_only_when_written() -> None:
     buffer: Buffer[int] = Buffer(rows_max=1 << 30, bytes_max=ROWS.nbytes, age_max_s=3600)
-    buffer.add(0, ROWS, NONE, 1000)
+    buffer.add(0, ROWS, NONE, NONE, 1000)
     buffer.take()
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(buffer.room(), 0.05)
@@ -42,7 +42,7 @@ async def test_full_buffer_gives_room_only_when_written() -> None:
 
 async def test_clear_drops_everything() -> None:
     buffer: Buffer[int] = Buffer(rows_max=1, bytes_max=1, age_max_s=3600)
-    buffer.add(0, ROWS, ROWS, 1000)
+    buffer.add(0, ROWS, ROWS, ROWS, 1000)
     buffer.clear()
     assert (buffer.rows, buffer.nbytes, buffer.take().next_offsets) == (0, 0, {})
     await asyncio.wait_for(buffer.room(), 1)

@@ -13,7 +13,7 @@ from k2.dev.broker import Embedded, free_port, port_is_free
 from k2.errors import BrokerUnavailable
 from k2.schemas import TRADES
 from k2.settings import Settings
-from k2.topics import REJECTS_TOPIC, cluster_id, ensure_topics
+from k2.topics import GAPS_TOPIC, REJECTS_TOPIC, cluster_id, ensure_topics
 
 if TYPE_CHECKING:
     from conftest import Broker
@@ -40,7 +40,7 @@ def test_topics_are_created_once(broker: Broker) -> None:
     settings = Settings(broker=broker.address, exchanges="DEVTEST", partitions=2)
     assert TRADES.topic("DEVTEST") in ensure_topics(settings)
     assert ensure_topics(settings) == []
-    assert REJECTS_TOPIC == "market.rejects"
+    assert (REJECTS_TOPIC, GAPS_TOPIC) == ("market.rejects", "market.gaps")
 
 
 def test_port_in_use_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from k2.dev.stack import Stack, init, set_aside_tables
 from k2.errors import K2Error, SettingError
-from k2.lake.catalog import open_catalog, rejects_name, table_name
+from k2.lake.catalog import gaps_name, open_catalog, rejects_name, table_name
 from k2.registry import open_registry
 from k2.schemas import TRADES
 from k2.settings import Settings
@@ -70,6 +70,6 @@ def test_init_makes_topics_tables_and_schemas_and_repeats(broker: Broker, tmp_pa
     assert init(settings) == []
     catalog = open_catalog(settings)
     assert catalog.table_exists(table_name(settings, TRADES))
-    assert catalog.table_exists(rejects_name(settings))
+    assert all(catalog.table_exists(name(settings)) for name in (rejects_name, gaps_name))
     catalog.close()
     assert "market.trades.init-value" in open_registry(settings).subjects()

@@ -11,6 +11,7 @@ from pyiceberg.catalog import Catalog
 
 from k2.lake.catalog import ensure_tables, gaps_name, load_table, open_catalog
 from k2.lake.commit import Sink
+from k2.lake.moves import Offsets
 from k2.lake.offsets import Source
 from k2.schemas import GAPS
 from k2.sequence import Rules, gap_rows
@@ -67,3 +68,14 @@ def test_all_rows_of_a_finding_are_in_the_partition_of_the_day_it_was_seen(lake:
     assert rows["status"].to_pylist() == ["open", "partly_filled"]
     (file,) = lake.sink.write(rows)
     assert file.partition[0] == 1
+
+
+def test_an_operators_move_goes_for_the_ledger_too(lake: Lake) -> None:
+    """A log that begins again tells of other records: below its former offset as well."""
+    lake.tell(at(1, 6))
+    offsets = Offsets(lake.catalog, lake.settings)
+    assert offsets.sources == [SOURCE]
+    offsets.move(SOURCE, 3, "made anew")
+    assert lake.sink.offsets() == offsets.gaps == {SOURCE: 3}
+    offsets.forget([SOURCE], "gone")
+    assert lake.sink.offsets() == {}

@@ -80,6 +80,7 @@ def test_a_topic_made_anew_is_accepted_in_both_tables_as_a_log_of_its_own(lake: 
     offsets(lake).accept(Topic(*new[:2]), "y", {new: 0}, "deleted by mistake")
     own = offsets(lake)
     assert (own.records, own.rejects, own.topics) == ({A: 2}, {}, {Topic("c/y", A.topic): "y"})
+    assert own.gaps == {}
     (move,) = own.moves
     assert (move.source, move.before, move.after) == (new, None, 0)
     assert str(move).startswith("begun at 0 by ")

@@ -8,11 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from k2.feeds.faults import Entry
 from k2.feeds.simulate import Simulation
 from k2.schemas import TRADES
 from k2.sequence import Change, Rules, SymbolState, check
-from tests.sequences import newest
+from tests.sequences import injected, newest
 
 STREAMS = 1000
 
@@ -39,17 +38,6 @@ def ledger(stream: pa.Table, rng: np.random.Generator, rules: Rules) -> list[Cha
         states.update(got.states)
         changes += got.changes
     return changes
-
-
-def injected(entries: tuple[Entry, ...]) -> list[tuple[str, str, str, int, int]]:
-    """What the ledger must say of each fault: a late record is a gap of one that was filled."""
-    kinds = {
-        "gap": ("gap", "open"),
-        "late": ("gap", "filled"),
-        "duplicate": ("duplicates", "open"),
-        "reset": ("reset", "open"),
-    }
-    return sorted((*kinds[e.kind], e.symbol, e.first, e.last) for e in entries)
 
 
 @pytest.mark.parametrize("part", range(4))

@@ -21,7 +21,7 @@ def connect(settings: Settings) -> duckdb.DuckDBPyConnection:
     """DuckDB with a view of each table over its files; those on S3 read by PyArrow."""
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
-    for name in (*NAMES, "quotes"):
+    for name in (*NAMES, "quotes", "gaps"):
         table = iceberg(settings, name)
         if not (paths := _files(table)):
             connection.register(name, table.schema().as_arrow().empty_table())
