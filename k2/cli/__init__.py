@@ -16,6 +16,7 @@ __all__ = ["cli", "main"]
 COMMANDS = {
     "bars": "k2.cli.query:bars",
     "demo": "k2.cli.demo:demo",
+    "gaps": "k2.cli.gaps:gaps",
     "init": "k2.cli.stack:init",
     "load": "k2.cli.feeds:load",
     "offsets": "k2.cli.offsets:offsets",

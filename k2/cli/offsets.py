@@ -133,8 +133,8 @@ def move(
 ) -> None:
     """Let K2 go on at another offset of a log of the present cluster; --yes does it.
 
-    Its table and that of rejects get it in a fenced commit each, with who, when and why, so that
-    `k2 verify` knows that the records between were given up. Refused while workers run.
+    Its table, rejects and the gap ledger get it in a fenced commit each, with who, when and why, so
+    that `k2 verify` knows that the records between were given up. Refused while workers run.
 
     \b
     k2 offsets move market.trades.sim 0 --to start --reason "retention outran us"

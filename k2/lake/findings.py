@@ -42,7 +42,7 @@ class SourceReport:
 
 @dataclass(slots=True)
 class Report:
-    """The outcome; `rows` and `files` count all tables but replays; `snapshot_id` is of trades."""
+    """The outcome; `rows` and `files` are of records and rejects; `snapshot_id` is of trades."""
 
     snapshot_id: int | None
     rows: int = 0

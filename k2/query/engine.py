@@ -18,11 +18,11 @@ from pyiceberg.table import Table
 
 from k2 import metrics
 from k2.errors import BadQuery
-from k2.lake.catalog import load_table, rejects_name, table_name
+from k2.lake.catalog import gaps_name, load_table, rejects_name, table_name
 from k2.lake.offsets import OFFSETS_PROPERTY
 from k2.lake.offsets import decode as decode_offsets
 from k2.lake.replays import Ledger
-from k2.query import bars, rejects
+from k2.query import bars, gaps, rejects
 from k2.query.rejects import Selection
 from k2.query.rows import Rows, Stop
 from k2.query.scan import Scan
@@ -196,6 +196,23 @@ class Engine:
     def _rejects(self, which: Selection) -> Table:
         _check_bounds(which.start_ns, which.end_ns)
         return load_table(self._catalog, rejects_name(self._settings))
+
+    def gaps(
+        self, which: gaps.Selection, limit: int | None = None, stop: Stop | None = None
+    ) -> Rows:
+        """The newest findings of the gap ledger, oldest first, `k2.query.gaps.LISTED`.
+
+        Each as it stands now; all rows of one if `which` names it.
+
+        Raises:
+            BadQuery: names the parameter.
+            CatalogUnavailable: the table cannot be loaded.
+        """
+        most = self._limit(limit)
+        _check_bounds(which.start_ns, which.end_ns)
+        with metrics.query_seconds.labels(resource="gaps").time():
+            table = load_table(self._catalog, gaps_name(self._settings))
+            return gaps.rows(self._database, table, which, most, stop or Stop())
 
     def status(self) -> dict[str, Any]:
         """The table of trades now: rows, files, snapshot, offsets, the last commit's age (s).

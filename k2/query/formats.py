@@ -2,6 +2,7 @@
 
 Decimals leave exactly: as strings without trailing zeros in JSON and NDJSON (a JSON number is a
 double in most clients), plain in CSV, as decimal128 in Arrow. Times are integers of ns everywhere.
+A list is a JSON array, in CSV too.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Encoder:
             return self._sink.take()
         text = _textual(batch)
         if self._form == "csv":
+            text = _flat(text)
             # Polars quotes only where it must; pyarrow quotes every string, decimals too.
             frame = pl.DataFrame(pa.Table.from_batches([text]))
             return frame.write_csv(include_header=False).encode()
@@ -87,6 +89,16 @@ class Encoder:
 def _textual(batch: pa.RecordBatch) -> pa.RecordBatch:
     arrays = [
         plain(column) if pa.types.is_decimal(column.type) else column for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
+
+
+def _flat(batch: pa.RecordBatch) -> pa.RecordBatch:
+    arrays = [
+        pa.array([orjson.dumps(value).decode() for value in column.to_pylist()], pa.string())
+        if pa.types.is_list(column.type)
+        else column
+        for column in batch.columns
     ]
     return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
 

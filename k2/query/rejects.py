@@ -8,7 +8,6 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-import pyiceberg.expressions
 from pyiceberg.table import Table
 
 from k2.lake.replays import Note, Place
@@ -17,8 +16,6 @@ from k2.query.scan import Scan
 from k2.schemas import REJECTS
 
 __all__ = ["COUNTS", "LISTED", "RECORDS", "Selection", "counts", "listed", "records"]
-
-_iceberg: Any = pyiceberg.expressions
 
 #: A list's row: all but the bytes. Times in ns; `key` as text, other bytes than ASCII as \xNN;
 #: `replayed` is empty, "done" or "in doubt".
@@ -83,30 +80,12 @@ class _RejectScan(Scan):
         self, database: duckdb.DuckDBPyConnection, table: Table, which: Selection, stop: Stop
     ) -> None:
         self._begin(table, stop)
-        for column, name, value in (
-            ("kafka_topic", "topic", which.topic),
-            ("kafka_partition", "partition", which.partition),
-            ("kafka_offset", "offset", which.offset),
-        ):
-            if value is not None:
-                self._also(_iceberg.EqualTo(column, value), f"{column} = ${name}", value)
-        for column, name, values in (
-            ("kafka_cluster", "clusters", which.clusters),
-            ("reason", "reasons", which.reasons),
-        ):
-            if values:
-                listed = list(dict.fromkeys(values))
-                self._also(
-                    _iceberg.In(column, set(listed)), f"list_contains(${name}, {column})", listed
-                )
-        # Iceberg knows microseconds only: whatever lies within one counts as its first ns.
-        if which.start_ns is not None:
-            start = -(-which.start_ns // 1000)
-            bound = _iceberg.GreaterThanOrEqual("ingest_time", start)
-            self._also(bound, "epoch_us(ingest_time) >= $start", start)
-        if which.end_ns is not None:
-            end = -(-which.end_ns // 1000)
-            self._also(_iceberg.LessThan("ingest_time", end), "epoch_us(ingest_time) < $end", end)
+        self._equal("kafka_topic", which.topic)
+        self._equal("kafka_partition", which.partition)
+        self._equal("kafka_offset", which.offset)
+        self._among("kafka_cluster", which.clusters or None)
+        self._among("reason", which.reasons or None)
+        self._within("ingest_time", which.start_ns, which.end_ns)
         self._open(database, table, REJECTS)
 
 

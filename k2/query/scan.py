@@ -43,13 +43,8 @@ class Scan:
     ) -> None:
         self._begin(table, stop)
         # The plan knows microseconds only: it is widened, and ts_event then cuts exactly.
-        if exchange is not None:
-            self._also(_iceberg.EqualTo("exchange", exchange), "exchange = $exchange", exchange)
-        if symbols is not None:
-            listed = list(dict.fromkeys(symbols))
-            test = "list_contains($symbols, symbol)" if len(listed) != 1 else "symbol = $symbols"
-            value = listed if len(listed) != 1 else listed[0]
-            self._also(_iceberg.In("symbol", set(listed)), test, value)
+        self._equal("exchange", exchange)
+        self._among("symbol", symbols)
         if start_ns is not None:
             bound = _iceberg.GreaterThanOrEqual("event_time", start_ns // 1000)
             self._also(bound, "ts_event >= $start", start_ns)
@@ -95,6 +90,32 @@ class Scan:
             scheme, netloc, _ = located[0]
             filesystem = files.fs_by_scheme(scheme, netloc)
             self.cursor.register("scanned", ds.dataset(paths, schema, "parquet", filesystem))
+
+    def _equal(self, column: str, value: Any) -> None:
+        """Rows with this value; None: with any."""
+        if value is not None:
+            self._also(_iceberg.EqualTo(column, value), f'"{column}" = ${column}', value)
+
+    def _among(self, column: str, values: Sequence[Any] | None) -> None:
+        """Rows with one of these values; None: with any."""
+        if values is None:
+            return
+        listed = list(dict.fromkeys(values))
+        if len(listed) == 1:
+            self._equal(column, listed[0])
+        else:
+            test = f'list_contains(${column}, "{column}")'
+            self._also(_iceberg.In(column, set(listed)), test, listed)
+
+    def _within(self, column: str, start_ns: int | None, end_ns: int | None) -> None:
+        """Rows of [start_ns, end_ns) by a timestamp: what lies within a µs counts as its start."""
+        if start_ns is not None:
+            start = -(-start_ns // 1000)
+            bound = _iceberg.GreaterThanOrEqual(column, start)
+            self._also(bound, f'epoch_us("{column}") >= $start', start)
+        if end_ns is not None:
+            end = -(-end_ns // 1000)
+            self._also(_iceberg.LessThan(column, end), f'epoch_us("{column}") < $end', end)
 
     def _also(self, bound: Any, condition: str, value: Any) -> None:
         self._plan = _iceberg.And(self._plan, bound)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from datetime import date as Date  # noqa: N812
 from datetime import datetime, timedelta, timezone
 
 from k2.errors import BadQuery
 
-__all__ = ["interval_ns", "iso", "time_ns"]
+__all__ = ["date", "interval_ns", "iso", "time_ns"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)  # noqa: UP017 - reads the same everywhere
 _UNITS_NS = {
@@ -42,6 +43,18 @@ def time_ns(name: str, value: str) -> int:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=timezone.utc)  # noqa: UP017
     return (moment - _EPOCH) // timedelta(microseconds=1) * 1000 + nanoseconds
+
+
+def date(name: str, value: str) -> Date:
+    """The date `2014-03-10`.
+
+    Raises:
+        BadQuery: not of that form; `name` is the parameter.
+    """
+    try:
+        return datetime.strptime(value, "%Y-%m-%d").date()
+    except ValueError as exc:
+        raise BadQuery(name, f"{value!r} is not a date like 2014-03-10") from exc
 
 
 def interval_ns(name: str, value: str) -> int:

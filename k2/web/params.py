@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from k2.errors import BadQuery
-from k2.query.times import time_ns
+from k2.query.times import date, time_ns
 
 __all__ = ["Parameters"]
 
@@ -51,6 +52,10 @@ class Parameters:
     def time(self, name: str) -> int | None:
         value = self.text(name)
         return None if value is None else time_ns(name, value)
+
+    def date(self, name: str) -> dt.date | None:
+        value = self.text(name)
+        return None if value is None else date(name, value)
 
     def whole(self, name: str) -> int | None:
         value = self.text(name)

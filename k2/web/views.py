@@ -1,4 +1,4 @@
-"""The HTTP views: trades, quotes, bars, symbols, status, metrics, live and ready.
+"""The HTTP views: trades, quotes, bars, symbols, gaps, status, metrics, live and ready.
 
 Queries run in threads and answers stream batch by batch: the event loop stays free and memory
 bounded. Every error is problem+json (RFC 9457); every answer carries X-Request-Id.
@@ -21,6 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from k2.errors import BadQuery, K2Error
 from k2.query.engine import Engine
 from k2.query.formats import Encoder
+from k2.query.gaps import Selection
 from k2.query.rows import Rows, Stop
 from k2.query.times import interval_ns
 from k2.schemas import KINDS, Kind
@@ -38,6 +39,10 @@ _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LOOK_EVERY_S = 0.1
 _STOP_EVERY_S = 0.02
 _T = TypeVar("_T")
+GAP_PARAMETERS = (
+    "exchange", "symbol", "session", "start", "end", "kind", "status", "severity", "limit",
+    "format",
+)  # fmt: skip
 
 
 def routes(engine: Engine, *, ready: Ready) -> list[web.RouteDef]:
@@ -75,6 +80,21 @@ def routes(engine: Engine, *, ready: Ready) -> list[web.RouteDef]:
         form = _form(request, Parameters(request.query, ("format",)))
         return await _stream(request, form, engine.symbols)
 
+    async def gaps(request: web.Request) -> web.StreamResponse:
+        query = Parameters(request.query, GAP_PARAMETERS)
+        form, limit = _form(request, query), query.whole("limit")
+        which = Selection(
+            query.text("exchange"),
+            query.names("symbol") or (),
+            query.date("session"),
+            query.time("start"),
+            query.time("end"),
+            query.names("kind") or (),
+            query.names("status") or (),
+            query.names("severity") or (),
+        )
+        return await _stream(request, form, lambda stop: engine.gaps(which, limit, stop))
+
     async def status(request: web.Request) -> web.StreamResponse:
         Parameters(request.query, ())
         return _json(request, await asyncio.to_thread(engine.status))
@@ -94,6 +114,7 @@ def routes(engine: Engine, *, ready: Ready) -> list[web.RouteDef]:
         *(web.get(f"/v1/{kind.name}", records(kind), allow_head=False) for kind in KINDS),
         web.get("/v1/bars", bars, allow_head=False),
         web.get("/v1/symbols", symbols, allow_head=False),
+        web.get("/v1/gaps", gaps, allow_head=False),
         web.get("/v1/status", status, allow_head=False),
         web.get("/metrics", metrics),
         web.get("/live", live),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 from pyiceberg.catalog import Catalog
 
+from k2.lake.audit import audit
 from k2.lake.catalog import ensure_tables, gaps_name, load_table, open_catalog
 from k2.lake.commit import Sink
 from k2.lake.moves import Offsets
@@ -79,3 +81,25 @@ def test_an_operators_move_goes_for_the_ledger_too(lake: Lake) -> None:
     assert lake.sink.offsets() == offsets.gaps == {SOURCE: 3}
     offsets.forget([SOURCE], "gone")
     assert lake.sink.offsets() == {}
+
+
+def test_the_audit_looks_at_the_ledgers_files(lake: Lake) -> None:
+    """One gone, one listed twice, one that no snapshot names; its rows are no records."""
+    lake.tell(at(1, 6))
+    report = audit(lake.catalog, lake.settings)
+    assert (report.findings, report.rows, report.files) == ([], 0, 0)
+    lake.settings = replace(lake.settings, orphan_age_min_ms=0)
+    rows = gap_rows(run(at(1, 9))[1], *SOURCE, pa.scalar(0, INGEST_TIME))
+    (twice,), (gone,), _ = (lake.sink.write(rows) for _ in range(3))
+    lake.sink.commit([twice, twice, gone], {}, {})
+    Path(gone.file_path.removeprefix("file://")).unlink()
+    report = audit(lake.catalog, lake.settings)
+    found = sorted((f.kind, f.severity) for f in report.findings)
+    assert [kind for kind, _ in found] == ["file_twice", "missing_file", "orphan_files"]
+    assert not report.passed
+    assert all("gaps" in f.detail for f in report.findings)
+
+
+def test_tables_from_before_the_ledger_pass(lake: Lake) -> None:
+    lake.catalog.drop_table(gaps_name(lake.settings))
+    assert audit(lake.catalog, lake.settings).passed
