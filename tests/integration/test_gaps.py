@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import time
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -17,10 +19,12 @@ import pyarrow as pa
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from k2.feeds.simulate import Simulation
+from k2.feeds.producer import produce
+from k2.feeds.simulate import Journal, Simulation
 from k2.schemas import TRADES
 from k2.settings import Settings
 from k2.topics import GAPS_TOPIC
+from tests.chaos.rounds import ChaosWorker
 from tests.integration.oracle import connect
 from tests.integration.parts import Feed, Worker, committed, until, verify
 from tests.sequences import injected
@@ -70,24 +74,49 @@ def test_the_ledger_is_what_was_injected_through_sigkills(lake: Settings) -> Non
         with Feed(rest, TRADES.topic("SIM"), lake, RATE) as feed:
             _await_rows(worker, sum(journal.rows.values()))
         worker.terminate()
-    verify(lake)
-    with connect(lake) as connection:
-        rows = _rows(connection, "SELECT * FROM gaps")
-        found = _rows(
-            connection,
-            f"SELECT kind, status, symbol, missing_first, missing_last FROM ({NEWEST})",
-        )
-        assert sorted(tuple(row.values()) for row in found) == injected(journal.entries)
-        assert connection.execute(MISNAMED).fetchall() == [(0,)]
-    places = Counter((row["gap_id"], row["revision"]) for row in rows)
-    assert max(places.values()) == 1
+    rows = _require_injected(lake, journal)
     # The topic has every row of the table, and may have some twice; the newest is the table's.
-    told = _on_topic(lake, set(places))
-    assert set(told) == set(places)
+    told = _on_topic(lake, {(row["gap_id"], row["revision"]) for row in rows})
+    assert len(told) == len(rows)
     for row in rows:
         value = told[row["gap_id"], row["revision"]]
         for name in ("status", "symbol", "missing_first", "count", "remaining", "kafka_offset"):
             assert value[name] == row[name], (name, value, row)
+
+
+@pytest.mark.parametrize("place", ["local"], indirect=True)
+def test_what_the_ledger_has_is_not_told_again_for_trades_that_are_not_there(
+    lake: Settings, tmp_path: Path
+) -> None:
+    """Killed between the ledger's commit and the trades': all are read again, in other batches."""
+    simulation = Simulation(SEED, 5, 5_000, gaps=20, late=20)
+    journal, stream = simulation.journal, list(simulation)
+    produce(stream, TRADES.topic("SIM"), lake)
+    chaos = {"POINT": "after swap", "FIRST": "1", "TIMES": "1", "ACTION": "kill"}
+    armed = {f"CHAOS_{name}": value for name, value in chaos.items()}
+    killed = ChaosWorker(lake, "0", {**armed, "CHAOS_MARK": str(tmp_path / "mark")})
+    with killed:
+        end = until(lambda: killed.child.poll(), 60, lambda: f"killed:\n{killed.tail()}")
+        assert end == -signal.SIGKILL
+    assert (committed(lake, "gaps") > 0, committed(lake)) == (True, 0)
+    with Worker(replace(lake, fetch_bytes_max=64 * 1024)) as worker:
+        _await_rows(worker, sum(journal.rows.values()))
+        worker.terminate()
+    _require_injected(lake, journal)
+
+
+def _require_injected(lake: Settings, journal: Journal) -> list[dict[str, Any]]:
+    """The newest rows are the journal's faults; returns all rows, of which none is twice."""
+    verify(lake)
+    with connect(lake) as connection:
+        rows = _rows(connection, "SELECT * FROM gaps")
+        names = "kind, status, symbol, missing_first, missing_last"
+        found = connection.execute(f"SELECT {names} FROM ({NEWEST})").fetchall()
+        assert sorted(found) == injected(journal.entries)
+        assert connection.execute(MISNAMED).fetchall() == [(0,)]
+    places = Counter((row["gap_id"], row["revision"]) for row in rows)
+    assert max(places.values()) == 1
+    return rows
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, sql: str) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from k2.schemas import TRADES
 from k2.settings import Settings
 from k2.topics import REJECTS_TOPIC
 from tests.integration.oracle import check_topics, connect
-from tests.integration.parts import Worker, committed, until, verify
+from tests.integration.parts import Worker, committed, iceberg, until, verify
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +66,8 @@ def test_undecodable_records_are_in_rejects_once_with_their_bytes(lake: Settings
         verdicts = ["first"] + ["ok"] * (GOOD - 1)
         found = connection.execute(trades).fetchall()
         assert found == list(zip(range(1, GOOD + 1), verdicts, strict=True))
+    # There is nothing to be told, so the ledger has not had a commit.
+    assert iceberg(lake, "gaps").current_snapshot() is None
     assert sorted(_on_topic(lake, len(wanted)), key=lambda each: each[3]) == wanted
 
 

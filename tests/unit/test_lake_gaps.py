@@ -8,6 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from k2.agents.assignment import Partition
+from k2.agents.lane import Lane
 from pyiceberg.catalog import Catalog
 
 from k2.lake.audit import audit
@@ -15,9 +17,10 @@ from k2.lake.catalog import ensure_tables, gaps_name, load_table, open_catalog
 from k2.lake.commit import Sink
 from k2.lake.moves import Offsets
 from k2.lake.offsets import Source
-from k2.schemas import GAPS
+from k2.schemas import GAPS, TRADES
 from k2.sequence import Rules, gap_rows
 from k2.settings import Settings
+from tests.by_hand import DECODER
 from tests.sequences import DAY, S, at, run
 
 SOURCE = Source("c", "market.trades.sim", 0)
@@ -103,3 +106,29 @@ def test_the_audit_looks_at_the_ledgers_files(lake: Lake) -> None:
 def test_tables_from_before_the_ledger_pass(lake: Lake) -> None:
     lake.catalog.drop_table(gaps_name(lake.settings))
     assert audit(lake.catalog, lake.settings).passed
+
+
+@pytest.mark.parametrize(
+    ("gaps_at", "records_at", "told"),
+    [
+        (None, None, 0),  # a new log
+        (None, 7, 7),  # tables from before the ledger
+        (3, 7, 7),  # nothing to write since
+        (9, 7, 9),  # killed between the two commits
+    ],
+)
+def test_the_ledger_goes_on_at_the_greater_of_two_offsets(
+    lake: Lake, gaps_at: int | None, records_at: int | None, told: int
+) -> None:
+    partition = Partition(
+        source=SOURCE,
+        lane=Lane(TRADES, DECODER, lake.sink),
+        next_offset=0,
+        records_at=records_at,
+        rejects_at=None,
+        gaps_at=gaps_at,
+        states={},
+        epoch="",
+        topic_id=None,
+    )
+    assert partition.gaps_from == told
