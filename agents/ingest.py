@@ -1,50 +1,32 @@
-"""The way of a batch through a worker: decode, sequence check, buffer, commit, checkpoint, ack.
-
-Order of a checkpoint, and what a crash after each step leaves:
-1. rejects topic - sent again: the topic of rejects may repeat a record, the table does not
-2. rejects commit - read again from the records' offset; rejects below their own offset are skipped
-3. gaps topic and gaps commit - the same, for the rows of the gap ledger
-4. records commits, a kind after the other - rows are durable; the sequence state is behind and is
-   advanced by reading again
-5. state checkpoint - per symbol by offset, so that a torn one is finished by reading again
-6. ack - advisory only: the start is always taken from Iceberg and the state's watermark
-
-Rejects and gaps have no commit where there is nothing to write, and their offsets then lag.
-"""
+"""The way of a batch through a worker: decode, sequence check, buffer; `writer` does the rest."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import pyarrow as pa
 from faust.types import TP
 from k2.agents.assemble import Checked, assemble
-from k2.agents.assignment import Assignment, Partition, Symbols
+from k2.agents.assignment import Assignment, Partition
 from k2.agents.lake import Lake
 from k2.agents.lane import Lane
-from k2.agents.outbox import publish_gaps, publish_rejects
 from k2.agents.reach import remedy
-from k2.tables import sequences
+from k2.agents.writer import Writer
 
 from k2 import metrics
 from k2.app import App
-from k2.buffer import Buffer, Taken
+from k2.buffer import Buffer
 from k2.errors import BrokerUnavailable, Fenced, K2Error, LogTruncated
 from k2.lake.commit import Sink
-from k2.lake.offsets import Move, Source, Topic
 from k2.sequence import Rules
 from k2.transport import Fetched
 
 __all__ = ["Ingest"]
 
 T = TypeVar("T")
-#: Partitions of a commit, and where each then goes on.
-Owned = dict[TP, tuple[Partition, int]]
 log = logging.getLogger(__name__)
 
 
@@ -66,10 +48,10 @@ class Ingest:
         """`lanes`: by topic; those are all batch topics."""
         settings = app.settings
         self.app, self.settings, self.topics = app, settings, frozenset(lanes)
-        self._lanes, self._rejects = tuple(dict.fromkeys(lanes.values())), rejects
-        self._gaps, self._exchanges = gaps, frozenset(settings.exchange_names)
+        self._exchanges = frozenset(settings.exchange_names)
         self._rules = Rules.of(settings)
         self.lake = Lake()
+        self._writer = Writer(app, self.lake, tuple(dict.fromkeys(lanes.values())), rejects, gaps)
         self._assignment = Assignment(app, self.lake, lanes, rejects, gaps, self._rules, cluster)
         self._partitions: dict[TP, Partition] = {}
         self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="k2-decode")
@@ -218,84 +200,11 @@ class Ingest:
             # As they are now: while the commit runs, rows behind it change them.
             states = {tp: partition.take_states() for tp, (partition, _) in owned.items()}
             try:
-                await self._commit(owned, taken)
-                await self._checkpoint(owned, states)
+                await self._writer.commit(owned, taken)
+                await self._writer.checkpoint(owned, states, self._partitions)
             finally:
                 self._buffer.written()
                 self._measure()
-
-    async def _commit(self, owned: Owned, taken: Taken[TP]) -> None:
-        started = time.monotonic()
-        if taken.rejects:
-            # Rejects first: the records' offset says that everything below it is in one of both.
-            await publish_rejects(self.app, taken.rejects)
-            moved = [(p, end) for p, end in owned.values() if end > (p.rejects_at or 0)]
-            expected = {p.source: p.rejects_at for p, _ in moved}
-            await self._append(self._rejects, taken.rejects, expected, moved)
-            for partition, end in moved:
-                partition.rejects_at = end
-        if taken.gaps:
-            # Before the records: a state that is made from their table tells of nothing in it.
-            await publish_gaps(self.app, taken.gaps)
-            moved = [(p, end) for p, end in owned.values() if end > (p.gaps_at or 0)]
-            expected = {p.source: p.gaps_at for p, _ in moved}
-            await self._append(self._gaps, taken.gaps, expected, moved)
-            for partition, end in moved:
-                partition.gaps_at = end
-        news = [(p, end) for p, end in owned.values() if end > (p.records_at or 0)]
-        for lane in self._lanes:
-            moved = [(p, end) for p, end in news if p.lane is lane]
-            if not moved:
-                continue
-            tables = [rows for tp, rows in taken.records if owned[tp][0].lane is lane]
-            expected = {p.source: p.records_at for p, _ in moved}
-            began = [p.began for p, _ in moved if p.began is not None]
-            await self._append(lane.sink, tables, expected, moved, began)
-            for partition, end in moved:
-                partition.records_at, partition.began = end, None
-        if news:
-            metrics.commit_seconds.observe(time.monotonic() - started)
-            metrics.commit_timestamp_seconds.set_to_current_time()
-
-    async def _append(
-        self,
-        sink: Sink,
-        tables: list[pa.Table],
-        expected: dict[Source, int | None],
-        moved: list[tuple[Partition, int]],
-        began: Sequence[Move] = (),
-    ) -> None:
-        """Write and commit; without rows the commit only moves the offsets.
-
-        Raises:
-            Fenced: another worker owns a partition.
-        """
-        files = []
-        if tables:
-            files = await self.lake.patiently(lambda: sink.write(pa.concat_tables(tables)))
-        advance = {partition.source: end for partition, end in moved}
-        ids = {Topic(*p.source[:2]): p.topic_id for p, _ in moved if p.topic_id is not None}
-        await self.lake.patiently(sink.commit, files, expected, advance, began, ids)
-
-    async def _checkpoint(
-        self,
-        owned: Owned,
-        states: dict[TP, tuple[Symbols, int]],
-    ) -> None:
-        for tp, (partition, end) in owned.items():
-            # A partition that was taken away while the commit ran belongs to its new owner.
-            if self._partitions.get(tp) is partition:
-                await sequences.checkpoint(
-                    partition.source,
-                    partition.epoch,
-                    partition.event,
-                    *states[tp],
-                    end,
-                    partition.former,
-                    self.settings.shutdown_timeout_ms / 1000.0,
-                )
-                partition.former = []
-                self.app.consumer.durable({tp: end})
 
     async def drain(self) -> None:
         """Finish what was delivered and commit it, or drop it when the deadline passes."""

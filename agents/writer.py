@@ -1,0 +1,131 @@
+"""What a flush writes, and in which order: commits, state checkpoint, ack.
+
+What a crash after each step leaves:
+1. rejects topic - sent again: the topic of rejects may repeat a record, the table does not
+2. rejects commit - read again from the records' offset; rejects below their own offset are skipped
+3. gaps topic and gaps commit - the same, for the rows of the gap ledger
+4. records commits, a kind after the other - rows are durable; the sequence state is behind and is
+   advanced by reading again
+5. state checkpoint - per symbol by offset, so that a torn one is finished by reading again
+6. ack - advisory only: the start is always taken from Iceberg and the state's watermark
+
+Rejects and gaps have no commit where there is nothing to write, and their offsets then lag.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+import pyarrow as pa
+from faust.types import TP
+from k2.agents.assignment import Partition, Symbols
+from k2.agents.lake import Lake
+from k2.agents.lane import Lane
+from k2.agents.outbox import publish_gaps, publish_rejects
+from k2.tables import sequences
+
+from k2 import metrics
+from k2.app import App
+from k2.buffer import Taken
+from k2.lake.commit import Sink
+from k2.lake.offsets import Move, Source, Topic
+
+__all__ = ["Owned", "Writer"]
+
+#: Partitions of a commit, and where each then goes on.
+Owned = dict[TP, tuple[Partition, int]]
+
+
+class Writer:
+    """Writes what the buffer collected to the tables, topics and states; one flush at a time."""
+
+    def __init__(
+        self, app: App, lake: Lake, lanes: Sequence[Lane], rejects: Sink, gaps: Sink
+    ) -> None:
+        self._app, self._lake, self._lanes = app, lake, lanes
+        self._rejects, self._gaps = rejects, gaps
+
+    async def commit(self, owned: Owned, taken: Taken[TP]) -> None:
+        """Write what was taken, and the offsets behind it.
+
+        Raises:
+            Fenced: another worker owns a partition.
+        """
+        started = time.monotonic()
+        if taken.rejects:
+            # Rejects first: the records' offset says that everything below it is in one of both.
+            await publish_rejects(self._app, taken.rejects)
+            moved = [(p, end) for p, end in owned.values() if end > (p.rejects_at or 0)]
+            expected = {p.source: p.rejects_at for p, _ in moved}
+            await self._append(self._rejects, taken.rejects, expected, moved)
+            for partition, end in moved:
+                partition.rejects_at = end
+        if taken.gaps:
+            # Before the records: a state that is made from their table tells of nothing in it.
+            await publish_gaps(self._app, taken.gaps)
+            moved = [(p, end) for p, end in owned.values() if end > (p.gaps_at or 0)]
+            expected = {p.source: p.gaps_at for p, _ in moved}
+            await self._append(self._gaps, taken.gaps, expected, moved)
+            for partition, end in moved:
+                partition.gaps_at = end
+        news = [(p, end) for p, end in owned.values() if end > (p.records_at or 0)]
+        for lane in self._lanes:
+            moved = [(p, end) for p, end in news if p.lane is lane]
+            if not moved:
+                continue
+            tables = [rows for tp, rows in taken.records if owned[tp][0].lane is lane]
+            expected = {p.source: p.records_at for p, _ in moved}
+            began = [p.began for p, _ in moved if p.began is not None]
+            await self._append(lane.sink, tables, expected, moved, began)
+            for partition, end in moved:
+                partition.records_at, partition.began = end, None
+        if news:
+            metrics.commit_seconds.observe(time.monotonic() - started)
+            metrics.commit_timestamp_seconds.set_to_current_time()
+
+    async def _append(
+        self,
+        sink: Sink,
+        tables: list[pa.Table],
+        expected: dict[Source, int | None],
+        moved: list[tuple[Partition, int]],
+        began: Sequence[Move] = (),
+    ) -> None:
+        """Write and commit; without rows the commit only moves the offsets.
+
+        Raises:
+            Fenced: another worker owns a partition.
+        """
+        files = []
+        if tables:
+            files = await self._lake.patiently(lambda: sink.write(pa.concat_tables(tables)))
+        advance = {partition.source: end for partition, end in moved}
+        ids = {Topic(*p.source[:2]): p.topic_id for p, _ in moved if p.topic_id is not None}
+        await self._lake.patiently(sink.commit, files, expected, advance, began, ids)
+
+    async def checkpoint(
+        self,
+        owned: Owned,
+        states: dict[TP, tuple[Symbols, int]],
+        assigned: Mapping[TP, Partition],
+    ) -> None:
+        """Write the states that belong to a commit, and mark its offsets durable.
+
+        Raises:
+            BrokerUnavailable: the changelog lacks the states.
+        """
+        for tp, (partition, end) in owned.items():
+            # A partition that was taken away while the commit ran belongs to its new owner.
+            if assigned.get(tp) is partition:
+                await sequences.checkpoint(
+                    partition.source,
+                    partition.epoch,
+                    partition.event,
+                    *states[tp],
+                    end,
+                    partition.former,
+                    self._app.settings.shutdown_timeout_ms / 1000.0,
+                )
+                partition.former = []
+                self._app.consumer.durable({tp: end})
