@@ -8,7 +8,8 @@ from k2.agents.worker import ingest
 from k2.app import app
 from k2.lake.catalog import open_catalog
 from k2.query.engine import Engine
-from k2.web.views import middlewares, routes
+from k2.web.answers import middlewares
+from k2.web.views import routes
 
 __all__: list[str] = []
 

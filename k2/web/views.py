@@ -1,44 +1,24 @@
-"""The HTTP views: trades, quotes, bars, symbols, gaps, status, metrics, live and ready.
-
-Queries run in threads and answers stream batch by batch: the event loop stays free and memory
-bounded. Every error is problem+json (RFC 9457); every answer carries X-Request-Id.
-"""
+"""The HTTP views: trades, quotes, bars, symbols, gaps, status, metrics, live and ready."""
 
 from __future__ import annotations
 
 import asyncio
-import http
-import logging
-import re
-import uuid
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
-import orjson
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from k2.errors import BadQuery, K2Error
 from k2.query.engine import Engine
-from k2.query.formats import Encoder
 from k2.query.gaps import Selection
-from k2.query.rows import Rows, Stop
 from k2.query.times import interval_ns
 from k2.schemas import KINDS, Kind
-from k2.web.formats import MEDIA_TYPES, choose
+from k2.web.answers import Handler, form_of, headers_of, json_answer, stream
 from k2.web.params import Parameters
 
-__all__ = ["middlewares", "routes"]
+__all__ = ["routes"]
 
 Ready = Callable[[], tuple[bool, dict[str, Any]]]
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-_LOG = logging.getLogger(__name__)
-_REQUEST_ID = "X-Request-Id"
-_REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_LOOK_EVERY_S = 0.1
-_STOP_EVERY_S = 0.02
-_T = TypeVar("_T")
 GAP_PARAMETERS = (
     "exchange", "symbol", "session", "start", "end", "kind", "status", "severity", "limit",
     "format",
@@ -46,16 +26,16 @@ GAP_PARAMETERS = (
 
 
 def routes(engine: Engine, *, ready: Ready) -> list[web.RouteDef]:
-    """The views over `engine`; `ready` gives (ready or not, reasons). Add `middlewares()` too."""
+    """The views over `engine`; `ready` gives (ready or not, reasons). Add the middlewares too."""
 
     def records(kind: Kind) -> Handler:
         async def view(request: web.Request) -> web.StreamResponse:
             known = ("symbol", "exchange", "start", "end", "limit", "format")
             query = Parameters(request.query, known)
-            form = _form(request, query)
+            form = form_of(request, query)
             exchange, symbols = query.text("exchange"), query.names("symbol")
             start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
-            return await _stream(
+            return await stream(
                 request,
                 form,
                 lambda stop: engine.records(kind, exchange, symbols, start, end, limit, stop=stop),
@@ -66,23 +46,23 @@ def routes(engine: Engine, *, ready: Ready) -> list[web.RouteDef]:
     async def bars(request: web.Request) -> web.StreamResponse:
         known = ("symbol", "exchange", "start", "end", "interval", "limit", "format")
         query = Parameters(request.query, known)
-        form = _form(request, query)
+        form = form_of(request, query)
         exchange, symbol = query.text("exchange"), query.required("symbol")
         start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
         interval = interval_ns("interval", query.text("interval") or "1m")
-        return await _stream(
+        return await stream(
             request,
             form,
             lambda stop: engine.bars(exchange, symbol, start, end, interval, limit, stop),
         )
 
     async def symbols(request: web.Request) -> web.StreamResponse:
-        form = _form(request, Parameters(request.query, ("format",)))
-        return await _stream(request, form, engine.symbols)
+        form = form_of(request, Parameters(request.query, ("format",)))
+        return await stream(request, form, engine.symbols)
 
     async def gaps(request: web.Request) -> web.StreamResponse:
         query = Parameters(request.query, GAP_PARAMETERS)
-        form, limit = _form(request, query), query.whole("limit")
+        form, limit = form_of(request, query), query.whole("limit")
         which = Selection(
             query.text("exchange"),
             query.names("symbol") or (),
@@ -93,22 +73,22 @@ def routes(engine: Engine, *, ready: Ready) -> list[web.RouteDef]:
             query.names("status") or (),
             query.names("severity") or (),
         )
-        return await _stream(request, form, lambda stop: engine.gaps(which, limit, stop))
+        return await stream(request, form, lambda stop: engine.gaps(which, limit, stop))
 
     async def status(request: web.Request) -> web.StreamResponse:
         Parameters(request.query, ())
-        return _json(request, await asyncio.to_thread(engine.status))
+        return json_answer(request, await asyncio.to_thread(engine.status))
 
     async def metrics(request: web.Request) -> web.StreamResponse:
-        headers = {"Content-Type": CONTENT_TYPE_LATEST, **_headers(request)}
+        headers = {"Content-Type": CONTENT_TYPE_LATEST, **headers_of(request)}
         return web.Response(body=generate_latest(), headers=headers)
 
     async def live(request: web.Request) -> web.StreamResponse:
-        return _json(request, {"live": True})
+        return json_answer(request, {"live": True})
 
     async def is_ready(request: web.Request) -> web.StreamResponse:
         fine, reasons = ready()
-        return _json(request, {"ready": fine, "reasons": reasons}, 200 if fine else 503)
+        return json_answer(request, {"ready": fine, "reasons": reasons}, 200 if fine else 503)
 
     return [
         *(web.get(f"/v1/{kind.name}", records(kind), allow_head=False) for kind in KINDS),
@@ -120,152 +100,3 @@ def routes(engine: Engine, *, ready: Ready) -> list[web.RouteDef]:
         web.get("/live", live),
         web.get("/ready", is_ready),
     ]
-
-
-def middlewares() -> list[Any]:
-    """Request ids and errors as problem+json, in the order aiohttp wants."""
-    return [_problems]
-
-
-@web.middleware
-async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        response = await handler(request)
-    except web.HTTPException as exc:
-        if exc.status < 400:
-            raise
-        headers = {k: v for k, v in exc.headers.items() if k.lower() == "allow"}
-        return _problem(request, exc.status, "http", exc.reason, headers=headers)
-    except K2Error as exc:
-        if exc.status >= 500:
-            _LOG.exception("%s %s", request.method, request.path)
-        parameter = exc.parameter if isinstance(exc, BadQuery) else None
-        headers = {"Retry-After": "1"} if exc.retriable else {}
-        kind = re.sub(r"(?<!^)(?=[A-Z])", "-", type(exc).__name__).lower()
-        return _problem(request, exc.status, kind, str(exc), parameter, headers)
-    except ConnectionError:
-        # Nobody is there to read it; raised on, aiohttp would log every client that leaves.
-        return web.Response(status=500)
-    except Exception:
-        problem = _problem(request, 500, "internal", "unexpected; the log has it by the request id")
-        _LOG.exception("%s %s (%s)", request.method, request.path, problem.headers[_REQUEST_ID])
-        return problem
-    if not response.prepared and _REQUEST_ID not in response.headers:
-        response.headers.update(_headers(request))
-    return response
-
-
-class _AbortedError(ConnectionResetError):
-    """An answer that had begun failed; its connection is cut so that nobody takes it for whole."""
-
-
-def _problem(
-    request: web.Request,
-    status: int,
-    kind: str,
-    detail: str,
-    parameter: str | None = None,
-    headers: dict[str, str] | None = None,
-) -> web.Response:
-    body: dict[str, Any] = {
-        "type": f"urn:k2:error:{kind}",
-        "title": http.HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-    }
-    if parameter is not None:
-        body["parameter"] = parameter
-    return web.Response(
-        status=status,
-        body=orjson.dumps(body),
-        content_type="application/problem+json",
-        headers={**(headers or {}), **_headers(request)},
-    )
-
-
-def _headers(request: web.Request) -> dict[str, str]:
-    """The client's own request id if it is harmless, else a new one; stable for a request."""
-    known = request.headers.get(_REQUEST_ID, "")
-    if _REQUEST_ID_FORM.fullmatch(known):
-        return {_REQUEST_ID: known}
-    return {_REQUEST_ID: uuid.uuid4().hex}
-
-
-def _json(request: web.Request, value: Any, status: int = 200) -> web.Response:
-    return web.Response(
-        status=status,
-        body=orjson.dumps(value),
-        content_type="application/json",
-        headers=_headers(request),
-    )
-
-
-def _form(request: web.Request, query: Parameters) -> str:
-    form = choose(query.text("format"), request.headers.get("Accept", ""))
-    if form is None:
-        raise web.HTTPNotAcceptable(reason=f"one of {', '.join(MEDIA_TYPES.values())}")
-    return form
-
-
-async def _stream(
-    request: web.Request, form: str, query: Callable[[Stop], Rows]
-) -> web.StreamResponse:
-    stop = Stop()
-    rows = await _run(request, lambda: query(stop), stop)
-    response: web.StreamResponse | None = None
-    try:
-        encoder = Encoder(form, rows.schema, rows.snapshot_id, rows.truncated)
-
-        def chunk() -> bytes | None:
-            batch = rows.next_batch()
-            return None if batch is None else encoder.rows(batch)
-
-        opening = encoder.begin()
-        # The first rows come before the headers: a query that fails at once gets a real status.
-        data = await _run(request, chunk, stop)
-        headers = {
-            "Content-Type": MEDIA_TYPES[form],
-            "X-K2-Truncated": str(rows.truncated).lower(),
-            **_headers(request),
-        }
-        if rows.snapshot_id is not None:
-            headers["X-K2-Snapshot-Id"] = str(rows.snapshot_id)
-        response = web.StreamResponse(headers=headers)
-        await response.prepare(request)
-        await response.write(opening)
-        while data is not None:
-            await response.write(data)
-            data = await _run(request, chunk, stop)
-        await response.write(encoder.end())
-        await response.write_eof()
-    except ConnectionError:
-        _LOG.debug("%s: the client went away", request.path)
-        raise
-    except Exception as exc:
-        if response is None or not response.prepared:
-            raise
-        _LOG.exception("%s failed after its answer had begun", request.path)
-        if request.transport is not None:
-            request.transport.abort()
-        raise _AbortedError from exc
-    finally:
-        rows.close()
-    return response
-
-
-async def _run(request: web.Request, call: Callable[[], _T], stop: Stop) -> _T:
-    """Run `call` in a thread; if the client goes away, stop its query and wait for the thread.
-
-    Faust's server does not cancel the handler of a client that has gone: its transport is watched.
-    """
-    task = asyncio.ensure_future(asyncio.to_thread(call))
-    try:
-        while not (await asyncio.wait([task], timeout=_LOOK_EVERY_S))[0]:
-            if request.transport is None:
-                raise ConnectionResetError("the client went away")
-        return task.result()
-    finally:
-        while not task.done():
-            stop.now()
-            await asyncio.wait([task], timeout=_STOP_EVERY_S)
-        task.exception()  # looked at, so that nobody logs the interrupted query

@@ -27,7 +27,8 @@ from k2.query.engine import Engine
 from k2.schemas import KINDS, QUOTES, TRADES, kind_of
 from k2.sequence import Rules, check
 from k2.settings import Settings
-from k2.web.views import middlewares, routes
+from k2.web.answers import middlewares
+from k2.web.views import routes
 
 A = Source("c", "market.quotes.sim", 0)
 START = 1394409600_000_000_000  # 2014-03-10 00:00 UTC

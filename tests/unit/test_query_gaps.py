@@ -26,7 +26,8 @@ from k2.query.gaps import LISTED, Selection
 from k2.schemas import GAPS
 from k2.sequence import check, gap_rows
 from k2.settings import Settings
-from k2.web.views import middlewares, routes
+from k2.web.answers import middlewares
+from k2.web.views import routes
 from tests.sequences import RULES, Row, S, at, table
 
 SOURCE = Source("c", "market.trades.sim", 0)

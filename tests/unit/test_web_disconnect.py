@@ -18,7 +18,8 @@ from k2.query.engine import Engine
 from k2.query.rows import Rows
 from k2.schemas import TRADES
 from k2.settings import Settings
-from k2.web.views import middlewares, routes
+from k2.web.answers import middlewares
+from k2.web.views import routes
 
 ROWS, TIMES_LISTED = 40_000, 1_000
 WAIT_S = 20.0

@@ -15,8 +15,9 @@ from k2.query.engine import Engine
 from k2.query.times import interval_ns, time_ns
 from k2.schemas import TRADES
 from k2.settings import Settings
+from k2.web.answers import middlewares
 from k2.web.formats import choose
-from k2.web.views import middlewares, routes
+from k2.web.views import routes
 
 START = 1394409600_000_000_000
 ROWS = 40_000  # more than one batch
