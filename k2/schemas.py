@@ -170,7 +170,6 @@ GAPS = pa.schema(
         pa.field("missing_first", pa.int64(), nullable=False),
         pa.field("missing_last", pa.int64(), nullable=False),
         pa.field("count", pa.int64(), nullable=False),
-        pa.field("remaining", pa.list_(_INTERVAL), nullable=False),
         pa.field("remaining_count", pa.int64(), nullable=False),
         pa.field("from_offset", pa.int64(), nullable=False),
         pa.field("from_ts", pa.int64(), nullable=False),
@@ -183,5 +182,7 @@ GAPS = pa.schema(
         pa.field("reason", pa.string()),
         *_SOURCE_FIELDS,
         _INGEST_TIME,
+        # Last: catalogs number what a column is made of before or behind the columns after it.
+        pa.field("remaining", pa.list_(_INTERVAL), nullable=False),
     ]
 )
