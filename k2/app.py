@@ -130,6 +130,7 @@ def create_app(settings: Settings) -> App:
         web_bind=settings.bind,
         web_host=settings.bind,
         web_port=settings.port,
+        canonical_url=settings.url,
         web_router_enabled=False,
         web_tables_enabled=False,
         web_stats_enabled=False,

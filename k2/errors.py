@@ -14,6 +14,8 @@ K2Error
 ├── RegistryUnavailable     the schema registry does not answer
 ├── BadQuery                a query parameter is missing, unknown or impossible
 ├── QueryTooLarge           a query needs more memory than it may have
+├── PeerUnavailable         the worker that owns what is asked for cannot be asked now
+├── NotOwner                this worker does not own the partition that it is asked for
 ├── FeedError               a feed's file or row cannot be used
 └── ChildDied               a process of the embedded stack ended by itself
 """
@@ -30,6 +32,8 @@ __all__ = [
     "Fenced",
     "K2Error",
     "LogTruncated",
+    "NotOwner",
+    "PeerUnavailable",
     "QueryTooLarge",
     "RegistryUnavailable",
     "SchemaMismatch",
@@ -117,6 +121,20 @@ class QueryTooLarge(K2Error):
     """Raised when a query needs more memory than `query_memory_max`, spilling included."""
 
     status = 422
+
+
+class PeerUnavailable(K2Error):
+    """Raised when a partition's owner is unknown for now, or does not answer; names the worker."""
+
+    retriable = True
+    status = 503
+
+
+class NotOwner(K2Error):
+    """Raised when a worker is asked for a partition that it does not own: look again who does."""
+
+    retriable = True
+    status = 421
 
 
 class FeedError(K2Error):

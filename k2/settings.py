@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from k2.errors import SettingError
 
-__all__ = ["Settings", "load"]
+__all__ = ["EVERYWHERE", "Settings", "load"]
 
 MIB = 1024 * 1024
+#: Addresses to bind to, which name no host.
+EVERYWHERE = ("0.0.0.0", "::")
 SECURITY = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 
@@ -121,6 +125,12 @@ class Settings:
     namespace: str = _setting("market", "name", "Iceberg namespace of K2's tables.")
     port: int = _setting(6066, "port", "The web views' port.", 1, 65535)
     bind: str = _setting("127.0.0.1", "address", "The web views' address.")
+    advertise: str = _setting(
+        "",
+        "URL",
+        "Where the other workers reach this one; empty: `bind`, or the host's name where that is "
+        "every address.",
+    )
     fetch_bytes_max: int = _setting(
         8 * MIB, "bytes", "Fetched from one partition at once: one event.", 64 * 1024, 256 * MIB
     )
@@ -189,7 +199,7 @@ class Settings:
                 f"inflight_bytes_max ({self.inflight_bytes_max})"
             )
         _ = self.exchange_names, self.exchange_zones, self.exchange_calendars
-        _ = self.exchanges_by_channel, self.exchange_gap_limits
+        _ = self.exchanges_by_channel, self.exchange_gap_limits, self.url
         self._check_broker()
         self._check_lake()
 
@@ -268,6 +278,24 @@ class Settings:
     @property
     def uses_rest(self) -> bool:
         return self.catalog_uri.startswith(("http://", "https://"))
+
+    @property
+    def url(self) -> str:
+        """Where the other workers reach this one."""
+        if not self.advertise:
+            host = socket.gethostname() if self.bind in EVERYWHERE else self.bind
+            return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        try:
+            parts = urlsplit(self.advertise)
+            _ = parts.port
+        except ValueError as exc:
+            raise SettingError(f"advertise: {self.advertise!r} is no URL: {exc}") from exc
+        bare = not (parts.path.strip("/") or parts.query or parts.fragment or parts.username)
+        if parts.scheme not in ("http", "https") or not parts.hostname or not bare:
+            raise SettingError(f"advertise: {self.advertise!r} is not http(s)://host[:port]")
+        if parts.hostname in EVERYWHERE:
+            raise SettingError(f"advertise: {self.advertise!r}: nobody can be reached at that")
+        return self.advertise.rstrip("/")
 
     @property
     def exchange_names(self) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from k2.errors import K2Error, SettingError
 from k2.lake.catalog import ensure_tables, open_catalog
 from k2.registry import open_registry
 from k2.schemas import KINDS
-from k2.settings import Settings
+from k2.settings import EVERYWHERE, Settings
 from k2.topics import cluster_id, ensure_topics
 
 __all__ = ["Stack", "init", "set_aside_tables"]
@@ -100,6 +100,8 @@ class Stack(Running):
         """
         if workers < 1:
             raise SettingError(f"workers: {workers} is below 1")
+        if workers > 1 and settings.advertise:
+            raise SettingError(f"advertise: {settings.advertise} is one URL for {workers} workers")
         self.settings = replace(settings, data=settings.data.resolve())
         self.views: list[str] = []
         self._count = workers
@@ -187,7 +189,10 @@ class Stack(Running):
         base = {name: value for name, value in os.environ.items() if not name.startswith("K2_")}
         for number in range(self._count):
             port = self.settings.port + number
-            own = replace(self.settings, port=port, worker=str(number))
+            bind = HOST if self.settings.bind in EVERYWHERE else self.settings.bind
+            view = replace(self.settings, port=port, bind=bind, advertise="").url
+            url = self.settings.advertise or view  # the workers are all on this machine
+            own = replace(self.settings, port=port, worker=str(number), advertise=url)
             if not port_is_free(own.bind, port):
                 # Else the stranger's answer to /ready would be taken for our worker's.
                 raise SettingError(f"port: {port} on {own.bind} is in use; try --port")
@@ -196,8 +201,7 @@ class Stack(Running):
             child = Child(f"worker-{number}", argv, base | _environment(own), log)
             self._workers.append(child)
             child.start()
-            host = HOST if own.bind in ("0.0.0.0", "::") else own.bind
-            self.views.append(f"http://{host}:{port}")
+            self.views.append(view)
 
     def _await_ready(self) -> None:
         until = time.monotonic() + READY_TIMEOUT_S

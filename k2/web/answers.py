@@ -51,7 +51,9 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
         return _problem(request, exc.status, "http", exc.reason, headers=headers)
     except K2Error as exc:
         if exc.status >= 500:
-            _LOG.exception("%s %s", request.method, request.path)
+            # What passes by itself needs no trace.
+            trace = None if exc.retriable else exc
+            _LOG.error("%s %s: %s", request.method, request.path, exc, exc_info=trace)
         parameter = exc.parameter if isinstance(exc, BadQuery) else None
         headers = {"Retry-After": "1"} if exc.retriable else {}
         kind = re.sub(r"(?<!^)(?=[A-Z])", "-", type(exc).__name__).lower()

@@ -9,9 +9,12 @@ from k2.app import app
 from k2.lake.catalog import open_catalog
 from k2.query.engine import Engine
 from k2.web.answers import middlewares
+from k2.web.peers import Peers
 from k2.web.views import routes
 
-__all__: list[str] = []
+__all__ = ["peers"]
+
+peers = Peers(app, ingest.topics, lambda topic: app.consumer.topic_partitions(topic))
 
 
 def ready() -> tuple[bool, dict[str, Any]]:

@@ -63,6 +63,11 @@ def test_no_workers_is_refused(tmp_path: Path) -> None:
         Stack(Settings(data=tmp_path), 0)
 
 
+def test_one_url_for_several_workers_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="advertise: http://k2 is one URL for 2 workers"):
+        Stack(Settings(data=tmp_path, advertise="http://k2"), 2)
+
+
 @pytest.mark.slow
 def test_init_makes_topics_tables_and_schemas_and_repeats(broker: Broker, tmp_path: Path) -> None:
     settings = Settings(data=tmp_path, broker=broker.address, exchanges="INIT")

@@ -1,5 +1,6 @@
 """Settings: refused at start with name, value and limit."""
 
+import socket
 from dataclasses import fields
 from pathlib import Path
 
@@ -33,6 +34,10 @@ def test_unknown_setting_is_refused_by_name() -> None:
         ("K2_SEQUENCES", "X=topic", "sequences: 'X=topic' is neither symbol nor channel"),
         ("K2_GAP_LIMITS", "X=10", "gap_limits: 'X=10' is not EXCHANGE=page:critical"),
         ("K2_GAP_LIMITS", "X=100:10", "gap_limits: 'X=100:10': not 1 <= page <= critical"),
+        ("K2_ADVERTISE", "host:1", r"advertise: 'host:1' is not http\(s\)://host\[:port\]"),
+        ("K2_ADVERTISE", "http://host:x", "advertise: 'http://host:x' is no URL"),
+        ("K2_ADVERTISE", "http://host/k2", "advertise: 'http://host/k2' is not http"),
+        ("K2_ADVERTISE", "http://0.0.0.0:1", "nobody can be reached at that"),
         ("K2_SHUTDOWN_TIMEOUT_MS", "20000", "must be below session_timeout_ms"),
         ("K2_BROKER_SECURITY", "TLS", "broker_security: 'TLS' is none of PLAINTEXT, SSL"),
         ("K2_BROKER_SECURITY", "SASL_SSL", r"\(SASL_SSL\) needs broker_user and broker_password"),
@@ -53,6 +58,20 @@ def test_impossible_value_is_refused_with_its_limit(
 ) -> None:
     with pytest.raises(SettingError, match=message):
         load({variable: value})
+
+
+@pytest.mark.parametrize(
+    ("environ", "url"),
+    [
+        ({}, "http://127.0.0.1:6066"),
+        ({"K2_BIND": "::1", "K2_PORT": "7"}, "http://[::1]:7"),
+        ({"K2_BIND": "0.0.0.0"}, f"http://{socket.gethostname()}:6066"),
+        ({"K2_BIND": "0.0.0.0", "K2_ADVERTISE": "https://k2-1.lan/"}, "https://k2-1.lan"),
+    ],
+)
+def test_worker_is_reached_where_it_says(environ: dict[str, str], url: str) -> None:
+    """Without a word at its address; one that is bound to all of them by the host's name."""
+    assert load(environ).url == url
 
 
 def test_rules_of_an_exchange_are_read_from_pairs() -> None:

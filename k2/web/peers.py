@@ -1,0 +1,164 @@
+"""The workers of the group: which of them owns a partition, and how it is asked.
+
+Faust's assignor tells every worker, at the end of each rebalance, who was given what. In between
+nobody knows; so a question is refused then, and is never put to the wrong worker. Whoever is asked
+looks whether the partition is its own, since the map of a worker that was frozen is an old one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import NamedTuple
+
+import aiohttp
+import orjson
+
+from k2.app import App
+from k2.errors import NotOwner, PeerUnavailable, QueryTooLarge
+
+__all__ = ["Answer", "Owners", "Peers"]
+
+ANSWER_TIMEOUT_S = 10.0
+CONNECT_TIMEOUT_S = 2.0
+ANSWER_BYTES_MAX = 64 * 1024 * 1024
+
+#: By URL of a worker: topic and partitions, ascending.
+Owners = dict[str, dict[str, list[int]]]
+
+
+class Answer(NamedTuple):
+    """What a worker said; `status` is below 500, and not 421."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+class Peers:
+    """The group as this worker knows it; on the event loop only."""
+
+    def __init__(
+        self, app: App, topics: Collection[str], partitions: Callable[[str], int | None]
+    ) -> None:
+        """`topics`: those that are ingested; `partitions`: how many a topic has, None: unknown."""
+        self._app, self._topics, self._partitions = app, topics, partitions
+
+    @property
+    def own(self) -> str:
+        """The URL by which the others know this worker."""
+        return str(self._app.conf.canonical_url)
+
+    def owners(self) -> Owners:
+        """Return who owns what, each partition of each topic once.
+
+        Raises:
+            PeerUnavailable: partitions are being assigned, or not all are known to be.
+        """
+        self.require_settled()
+        told: Mapping[str, Mapping[str, list[int]]]
+        told = self._app.router.external_topics_metadata()
+        found = {
+            url: {t: sorted(partitions) for t, partitions in topics.items() if t in self._topics}
+            for url, topics in told.items()
+        }
+        self._require_all(found)
+        return {url: topics for url, topics in found.items() if topics}
+
+    def owner(self, topic: str, partition: int) -> str:
+        """Return the URL of a partition's owner; it may be `own`.
+
+        Raises:
+            PeerUnavailable: as `owners`.
+        """
+        for url, topics in self.owners().items():
+            if partition in topics.get(topic, ()):
+                return url
+        raise PeerUnavailable(f"{topic}[{partition}]: there is no such partition")
+
+    def require_settled(self) -> None:
+        """Refuse while nobody knows who owns what.
+
+        Raises:
+            PeerUnavailable: partitions are being assigned.
+        """
+        if self._app.rebalancing:
+            raise PeerUnavailable(f"{self.own}: the group is rebalancing")
+
+    def _require_all(self, found: Owners) -> None:
+        for topic in sorted(self._topics):
+            number = self._partitions(topic)
+            if not number:
+                raise PeerUnavailable(f"{self.own}: not assigned yet: {topic}")
+            owned = [p for topics in found.values() for p in topics.get(topic, ())]
+            if sorted(owned) != list(range(number)):
+                lost = sorted(set(range(number)) - set(owned))
+                # Faust's map has one entry a URL: of two workers with the same one is left.
+                raise PeerUnavailable(
+                    f"{topic}: nobody is known to own {lost}; for longer than a rebalance it means "
+                    "that two workers advertise one URL (K2_ADVERTISE)"
+                )
+
+    async def ask(
+        self,
+        url: str,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        bytes_max: int = ANSWER_BYTES_MAX,
+    ) -> Answer:
+        """GET a path of one worker.
+
+        Raises:
+            NotOwner: it says that it does not own what it was asked for.
+            PeerUnavailable: it does not answer in time, or cannot now; names it.
+            QueryTooLarge: the answer has more than `bytes_max`.
+        """
+        limit = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
+        try:
+            async with self._app.http_client.get(
+                f"{url.rstrip('/')}{path}", params=params, timeout=limit, allow_redirects=False
+            ) as answer:
+                body = bytearray()
+                async for piece in answer.content.iter_chunked(256 * 1024):
+                    body += piece
+                    if len(body) > bytes_max:
+                        raise QueryTooLarge(
+                            f"{url}: more than {bytes_max} bytes of rows that are not committed "
+                            "yet: ask for less time or fewer symbols"
+                        )
+                status, content_type = answer.status, answer.content_type
+        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
+            why = str(exc) or f"no answer within {ANSWER_TIMEOUT_S:g} s"
+            raise PeerUnavailable(f"worker {url}: {why}") from exc
+        if status == 421:
+            raise NotOwner(f"worker {url}: {_detail(body)}")
+        if status >= 500:
+            raise PeerUnavailable(f"worker {url}: {status}: {_detail(body)}")
+        return Answer(status, content_type, bytes(body))
+
+    async def ask_owner(
+        self, topic: str, partition: int, path: str, params: Mapping[str, str] | None = None
+    ) -> Answer:
+        """GET a path of a partition's owner; if that one says it is not, look again once.
+
+        Raises:
+            PeerUnavailable: nobody can be asked, or the owner does not answer.
+        """
+        asked = self.owner(topic, partition)
+        try:
+            return await self.ask(asked, path, params)
+        except NotOwner as exc:
+            now = self.owner(topic, partition)
+            if now == asked:  # our own map is old, or that worker has not heard yet
+                raise PeerUnavailable(str(exc)) from exc
+        try:
+            return await self.ask(now, path, params)
+        except NotOwner as exc:
+            raise PeerUnavailable(str(exc)) from exc
+
+
+def _detail(body: bytes | bytearray) -> str:
+    """Why, from an answer in problem+json."""
+    try:
+        return str(orjson.loads(body)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return body[:200].decode(errors="replace")

@@ -1,0 +1,195 @@
+"""Which worker owns what, by Faust's own assignor; and workers as real servers that are asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from aiokafka.cluster import ClusterMetadata
+
+from k2.app import App
+from k2.errors import NotOwner, PeerUnavailable, QueryTooLarge
+from k2.settings import Settings
+from k2.web import peers as peers_module
+from k2.web.answers import middlewares
+from k2.web.peers import Peers
+
+TRADES, QUOTES, CHANGELOG = "market.trades.sim", "market.quotes.sim", "g-t-changelog"
+PARTITIONS = 4
+
+
+class Cluster(ClusterMetadata):
+    """Topics of four partitions each."""
+
+    def partitions_for_topic(self, topic: str) -> set[int]:
+        return set(range(PARTITIONS))
+
+
+def worker(url: str, settings: Settings | None = None) -> App:
+    created = App("g", canonical_url=url, web_enabled=False)
+    created.settings = settings or Settings()
+    return created
+
+
+def group(*workers: App) -> None:
+    """Assign the partitions as a group does: the first is the leader, all are told."""
+    topics = {TRADES, QUOTES}
+    members = {f"m{n}": app.assignor.metadata(topics) for n, app in enumerate(workers)}
+    for n, app in enumerate(workers):
+        given = workers[0].assignor.assign(Cluster(), members)[f"m{n}"]
+        app.assignor.on_assignment(given)
+
+
+def peers(app: App, partitions: int | None = PARTITIONS) -> Peers:
+    return Peers(app, {TRADES, QUOTES}, lambda topic: partitions)
+
+
+def test_every_member_knows_the_owner_of_every_partition() -> None:
+    """Followers too, and the same; the partitions of one number are with one worker."""
+    one, two = worker("http://a:1"), worker("http://b:2")
+    group(one, two)
+    known = peers(one).owners()
+    assert peers(two).owners() == known
+    assert set(known) == {"http://a:1", "http://b:2"}
+    for topics in known.values():
+        assert topics[TRADES] == topics[QUOTES]
+    assert sorted(p for t in known.values() for p in t[TRADES]) == [0, 1, 2, 3]
+    for partition in range(PARTITIONS):
+        url = peers(one).owner(TRADES, partition)
+        assert partition in known[url][TRADES]
+
+
+def test_after_a_rebalance_the_map_is_the_new_one() -> None:
+    one, two = worker("http://a:1"), worker("http://b:2")
+    group(one)
+    assert peers(one).owners() == {"http://a:1": {TRADES: [0, 1, 2, 3], QUOTES: [0, 1, 2, 3]}}
+    group(one, two)
+    assert len(peers(one).owners()["http://b:2"][TRADES]) == 2
+    group(two)
+    assert peers(two).owner(QUOTES, 3) == "http://b:2" == peers(two).own
+
+
+def test_nobody_is_named_while_partitions_are_assigned() -> None:
+    one = worker("http://a:1")
+    with pytest.raises(PeerUnavailable, match="http://a:1: not assigned yet"):
+        peers(one, None).owners()
+    group(one)
+    one.rebalancing = True
+    with pytest.raises(PeerUnavailable, match="http://a:1: the group is rebalancing"):
+        peers(one).owner(TRADES, 0)
+
+
+def test_two_workers_of_one_url_are_told_from_an_owner() -> None:
+    """Faust's map has room for one of them only: what the other has is nobody's."""
+    one, two = worker("http://a:1"), worker("http://a:1")
+    group(one, two)
+    with pytest.raises(PeerUnavailable, match=r"nobody is known to own \[.*K2_ADVERTISE"):
+        peers(one).owner(TRADES, 0)
+
+
+def test_partition_that_no_topic_has() -> None:
+    one = worker("http://a:1")
+    group(one)
+    with pytest.raises(PeerUnavailable, match=r"market.trades.sim\[4\]: there is no such"):
+        peers(one).owner(TRADES, 4)
+
+
+Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Serve]:
+    """Start a worker's web server with one view at /internal/x; its URL."""
+    servers = []
+
+    async def start(view: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> str:
+        app = web.Application(middlewares=middlewares())
+        app.router.add_get("/internal/x", view)
+        server = TestServer(app)
+        servers.append(server)
+        await server.start_server()
+        return str(server.make_url("/")).rstrip("/")
+
+    yield start
+    for server in servers:
+        await server.close()
+
+
+@pytest.fixture
+async def asking() -> AsyncIterator[App]:
+    one = worker("http://a:1")
+    yield one
+    await one._maybe_close_http_client()
+
+
+async def test_answer_of_a_peer_comes_as_it_is(asking: App, serve: Serve) -> None:
+    async def view(request: web.Request) -> web.Response:
+        return web.json_response({"asked": request.query["of"]}, status=404)
+
+    answer = await peers(asking).ask(await serve(view), "/internal/x", {"of": "SIM.A"})
+    assert answer == (404, "application/json", b'{"asked": "SIM.A"}')
+
+
+async def test_peer_that_fails_or_is_not_there_is_named(
+    asking: App, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(request: web.Request) -> web.Response:
+        raise PeerUnavailable("the lake is dry")
+
+    async def slow(request: web.Request) -> web.Response:
+        await asyncio.sleep(10)
+        return web.Response()
+
+    url = await serve(failing)
+    with pytest.raises(PeerUnavailable, match=f"worker {url}: 503: the lake is dry"):
+        await peers(asking).ask(url, "/internal/x")
+    with pytest.raises(PeerUnavailable, match=r"worker http://127\.0\.0\.1:1: Cannot connect"):
+        await peers(asking).ask("http://127.0.0.1:1", "/internal/x")
+    monkeypatch.setattr(peers_module, "ANSWER_TIMEOUT_S", 0.1)
+    url = await serve(slow)
+    with pytest.raises(PeerUnavailable, match=f"worker {url}: .*"):
+        await peers(asking).ask(url, "/internal/x")
+
+
+async def test_answer_has_a_bound_of_bytes(asking: App, serve: Serve) -> None:
+    async def large(request: web.Request) -> web.Response:
+        return web.Response(body=b"x" * 1001)
+
+    url = await serve(large)
+    assert len((await peers(asking).ask(url, "/internal/x", bytes_max=1001)).body) == 1001
+    with pytest.raises(QueryTooLarge, match=f"{url}: more than 1000 bytes"):
+        await peers(asking).ask(url, "/internal/x", bytes_max=1000)
+
+
+async def test_owner_that_is_none_any_more_is_looked_up_once_again(
+    asking: App, serve: Serve
+) -> None:
+    """As by an asker whose map is older than a rebalance; if it stays so, it is told later."""
+    maps: list[App] = []  # that the asker hears of, one a question
+
+    async def former(request: web.Request) -> web.Response:
+        know(maps.pop(0))
+        raise NotOwner(f"{TRADES}[0] is not mine")
+
+    async def present(request: web.Request) -> web.Response:
+        return web.Response(body=b"here")
+
+    def know(owner: App) -> None:
+        group(owner)
+        asking.assignor.external_topic_distribution = owner.assignor.external_topic_distribution
+
+    old, older = worker(await serve(former)), worker(await serve(former))
+    new = worker(await serve(present))
+    know(old)
+    maps[:] = [new]
+    answer = await peers(asking).ask_owner(TRADES, 0, "/internal/x")
+    assert answer.body == b"here"
+    for known in ([old], [older, older]):
+        know(old)
+        maps[:] = known
+        with pytest.raises(PeerUnavailable, match=f"worker {known[0].conf.canonical_url}: .*mine"):
+            await peers(asking).ask_owner(TRADES, 0, "/internal/x")
+        assert not maps
