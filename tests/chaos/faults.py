@@ -30,6 +30,7 @@ FAULTS = (
     Fault("killed after manifest", scenes.killed, "after manifest"),
     Fault("killed before swap", scenes.killed, "before swap"),
     Fault("killed after swap", scenes.killed, "after swap"),
+    Fault("killed after the ledger's swap", scenes.killed, "after the ledger's swap", within=3),
     Fault("killed mid-table-flush", scenes.killed, "mid-table-flush", within=150),
     Fault("killed after table flush", scenes.killed, "after table flush"),
     Fault("killed before ack", scenes.killed, "before ack"),

@@ -24,6 +24,7 @@ from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.io.pyarrow import PyArrowFile
+from pyiceberg.table import Table
 from pyiceberg.table.update.snapshot import _MergeAppendFiles
 
 from k2.lake.commit import Sink
@@ -33,6 +34,8 @@ __all__ = ["ACTIONS", "DOWN_S", "POINTS", "arm"]
 
 DOWN_S = 60.0
 _down_since = 0.0
+#: The one point at which a commit of the gap ledger counts; all others are of the other tables.
+_LEDGER = "after the ledger's swap"
 
 #: Name: (owner, method, before or after it) in every kind of lake, in the order of a batch's way.
 #: What a REST catalog writes for a swap it writes by itself: there the call is where it begins.
@@ -47,6 +50,10 @@ POINTS: dict[str, tuple[tuple[Any, str, str], ...]] = {
         (RestCatalog, "commit_table", "before"),
     ),
     "after swap": (
+        (SqlCatalog, "commit_table", "after"),
+        (RestCatalog, "commit_table", "after"),
+    ),
+    "after the ledger's swap": (
         (SqlCatalog, "commit_table", "after"),
         (RestCatalog, "commit_table", "after"),
     ),
@@ -123,8 +130,10 @@ def arm(point: str, first: int, times: int, action: str, mark: Path) -> None:
     act = ACTIONS[action]
     passed = 0
 
-    def hit() -> None:
+    def hit(args: tuple[Any, ...]) -> None:
         nonlocal passed
+        if _of_ledger(args) != (point == _LEDGER):
+            return
         passed += 1
         if first <= passed < first + times:
             with mark.open("a") as file:
@@ -135,17 +144,24 @@ def arm(point: str, first: int, times: int, action: str, mark: Path) -> None:
         _wrap(owner, name, where, hit)
 
 
-def _wrap(owner: Any, name: str, where: str, hit: Callable[[], None]) -> None:
+def _of_ledger(args: tuple[Any, ...]) -> bool:
+    """Whether a call of a catalog is about the gap ledger's table: a handle, or a file of it."""
+    if any(isinstance(each, Table) and each.name()[-1] == "gaps" for each in args):
+        return True
+    return any(isinstance(each, str) and "/gaps/metadata/" in each for each in args)
+
+
+def _wrap(owner: Any, name: str, where: str, hit: Callable[[tuple[Any, ...]], None]) -> None:
     stock = getattr(owner, name)
     if inspect.iscoroutinefunction(stock):
 
         @functools.wraps(stock)
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
             if where == "before":
-                hit()
+                hit(args)
                 return await stock(*args, **kwargs)
             result = await stock(*args, **kwargs)
-            hit()
+            hit(args)
             return result
 
     else:
@@ -153,10 +169,10 @@ def _wrap(owner: Any, name: str, where: str, hit: Callable[[], None]) -> None:
         @functools.wraps(stock)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             if where == "before":
-                hit()
+                hit(args)
                 return stock(*args, **kwargs)
             result = stock(*args, **kwargs)
-            hit()
+            hit(args)
             return result
 
     static = isinstance(inspect.getattr_static(owner, name), staticmethod)

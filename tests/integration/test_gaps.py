@@ -92,7 +92,7 @@ def test_what_the_ledger_has_is_not_told_again_for_trades_that_are_not_there(
     simulation = Simulation(SEED, 5, 5_000, gaps=20, late=20)
     journal, stream = simulation.journal, list(simulation)
     produce(stream, TRADES.topic("SIM"), lake)
-    chaos = {"POINT": "after swap", "FIRST": "1", "TIMES": "1", "ACTION": "kill"}
+    chaos = {"POINT": "after the ledger's swap", "FIRST": "1", "TIMES": "1", "ACTION": "kill"}
     armed = {f"CHAOS_{name}": value for name, value in chaos.items()}
     killed = ChaosWorker(lake, "0", {**armed, "CHAOS_MARK": str(tmp_path / "mark")})
     with killed:
