@@ -13,19 +13,20 @@ from faust.types import TP
 from k2.agents.lake import Lake
 from k2.agents.lane import Lane
 from k2.agents.reach import remedy, require_end, require_known
-from k2.tables import sequences
+from k2.tables import symbols as table
+from k2.tables.epochs import epoch_after, read_states, unfit
+from k2.tables.segments import Name, Segments, Symbols
 
 from k2.app import App
 from k2.errors import LogTruncated
 from k2.lake.commit import Sink
 from k2.lake.offsets import Move, Source, together
 from k2.lake.states import inherit, rebuild
-from k2.sequence import Rules, SymbolState
+from k2.sequence import Rules
 from k2.topics import topic_ids
 
-__all__ = ["Assignment", "Partition", "Symbols"]
+__all__ = ["Assignment", "Partition"]
 
-Symbols = dict[tuple[str, str], SymbolState]
 log = logging.getLogger(__name__)
 
 
@@ -39,11 +40,10 @@ class Partition:
     records_at: int | None  # the kind's table holds everything below; None: it never had any
     rejects_at: int | None  # the rejects table holds everything below; None: it never had any
     gaps_at: int | None  # so does the gap ledger's; both lag where they had nothing to write
-    states: Symbols
+    sequences: Segments
     epoch: str  # of the checkpointed state: this assignment's own
     topic_id: str | None  # the broker's, for the tables to carry; None: it names none
     began: Move | None = None  # where the log began, if not at 0, when K2 first read it
-    dirty: Symbols = field(default_factory=dict)
     former: list[bytes] = field(default_factory=list)  # keys that the first checkpoint replaces
     event: Any = None  # the newest; keeps alive what Faust's table finds its store by
     order: asyncio.Lock = field(default_factory=asyncio.Lock)  # FIFO: batches stay in order
@@ -57,10 +57,9 @@ class Partition:
         """
         return max(self.gaps_at or 0, self.records_at or 0)
 
-    def take_states(self) -> tuple[Symbols, int]:
-        """The states that changed since the last time, and how many symbols there are."""
-        changed, self.dirty = self.dirty, {}
-        return changed, len(self.states)
+    def take_segments(self) -> tuple[dict[Name, bytes], int]:
+        """The segments that changed since the last time, and how many there are."""
+        return self.sequences.take(), len(self.sequences)
 
 
 class Assignment:
@@ -100,14 +99,14 @@ class Assignment:
             topic: require_known(cluster, topic, ids.get(topic), known) for topic in sorted(topics)
         }
         sources = {tp: Source(names[tp.topic], tp.topic, tp.partition) for tp in tps}
-        states, keys = sequences.load(set(sources.values()))
+        states, keys = table.load(set(sources.values()))
         starts = await self._app.consumer.earliest_offsets(*tps) if tps else {}
         ends = await self._app.consumer.highwaters(*tps) if tps else {}
         found: dict[TP, Partition] = {}
         for tp, source in sources.items():
             lane, stored, start = self._lanes[tp.topic], records.offsets.get(source), starts[tp]
             before = states.get(source)
-            watermark, symbols = (before.watermark, before.symbols) if before else (None, {})
+            watermark, symbols = read_states(before)
             began = None
             if stored is None:
                 # Nothing of this log is in Iceberg: begin where the log begins.
@@ -115,9 +114,9 @@ class Assignment:
                 symbols = await self._inherit(lane, source, list(records.offsets))
                 began = _beginning(source, start)
             await self._require_reach(source, stored, start, ends.get(tp) or 0)
-            unfit = sequences.unfit(source, watermark, symbols, start, stored, records.moves)
-            if unfit is not None:
-                first, symbols = unfit
+            basis = unfit(source, watermark, symbols, start, stored, records.moves)
+            if basis is not None:
+                first, symbols = basis
                 if not symbols:
                     # From the beginning: what a log before this one held is known too.
                     others = [other for other in records.offsets if other != source]
@@ -132,11 +131,10 @@ class Assignment:
                 records_at=records.offsets.get(source),
                 rejects_at=rejects.offsets.get(source),
                 gaps_at=gaps.offsets.get(source),
-                states=symbols,
-                epoch=sequences.epoch_after(before.epoch if before else None),
+                sequences=Segments(symbols),
+                epoch=epoch_after(before.epoch if before else None),
                 topic_id=ids.get(tp.topic),
                 began=began,
-                dirty=dict(symbols),
                 former=keys[source],
             )
         return found

@@ -145,7 +145,7 @@ class Ingest:
                     partition.lane.kind,
                     partition.source,
                     decoded,
-                    partition.states,
+                    partition.sequences.states,
                     self._rules,
                     partition.records_at or 0,
                     partition.rejects_at or 0,
@@ -162,8 +162,7 @@ class Ingest:
 
     def _accept(self, tp: TP, partition: Partition, fetched: Fetched, checked: Checked) -> None:
         # No await in here: rows, states and offset of a batch are taken by a commit together.
-        partition.states.update(checked.states)
-        partition.dirty.update(checked.states)
+        partition.sequences.update(checked.states)
         self._buffer.add(tp, checked.records, checked.rejects, checked.gaps, fetched.next_offset)
         checked.count(self._exchanges)
         lag = metrics.lag_records.labels(topic=tp.topic, partition=tp.partition)
@@ -198,10 +197,10 @@ class Ingest:
             taken = self._buffer.take()
             owned = {tp: (self._partitions[tp], end) for tp, end in taken.next_offsets.items()}
             # As they are now: while the commit runs, rows behind it change them.
-            states = {tp: partition.take_states() for tp, (partition, _) in owned.items()}
+            segments = {tp: partition.take_segments() for tp, (partition, _) in owned.items()}
             try:
                 await self._writer.commit(owned, taken)
-                await self._writer.checkpoint(owned, states, self._partitions)
+                await self._writer.checkpoint(owned, segments, self._partitions)
             finally:
                 self._buffer.written()
                 self._measure()

@@ -6,7 +6,8 @@ What a crash after each step leaves:
 3. gaps topic and gaps commit - the same, for the rows of the gap ledger
 4. records commits, a kind after the other - rows are durable; the sequence state is behind and is
    advanced by reading again
-5. state checkpoint - per symbol by offset, so that a torn one is finished by reading again
+5. state checkpoint - each symbol's state says its offset, so that a torn one is finished by
+   reading again
 6. ack - advisory only: the start is always taken from Iceberg and the state's watermark
 
 Rejects and gaps have no commit where there is nothing to write, and their offsets then lag.
@@ -19,11 +20,12 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 from faust.types import TP
-from k2.agents.assignment import Partition, Symbols
+from k2.agents.assignment import Partition
 from k2.agents.lake import Lake
 from k2.agents.lane import Lane
 from k2.agents.outbox import publish_gaps, publish_rejects
-from k2.tables import sequences
+from k2.tables import symbols
+from k2.tables.segments import Name
 
 from k2 import metrics
 from k2.app import App
@@ -107,7 +109,7 @@ class Writer:
     async def checkpoint(
         self,
         owned: Owned,
-        states: dict[TP, tuple[Symbols, int]],
+        segments: dict[TP, tuple[dict[Name, bytes], int]],
         assigned: Mapping[TP, Partition],
     ) -> None:
         """Write the states that belong to a commit, and mark its offsets durable.
@@ -118,11 +120,14 @@ class Writer:
         for tp, (partition, end) in owned.items():
             # A partition that was taken away while the commit ran belongs to its new owner.
             if assigned.get(tp) is partition:
-                await sequences.checkpoint(
+                changed, count = segments[tp]
+                await symbols.checkpoint(
                     partition.source,
                     partition.epoch,
                     partition.event,
-                    *states[tp],
+                    changed,
+                    (),
+                    count,
                     end,
                     partition.former,
                     self._app.settings.shutdown_timeout_ms / 1000.0,

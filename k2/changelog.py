@@ -1,4 +1,4 @@
-"""The changelog of the sequence states, from outside: what it holds, and records for it."""
+"""The changelog of what is known of symbols, from outside: what it holds, and records for it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Changelog:
     """A connection to the changelog topic; a partition of it is one of the feeds' topics."""
 
     def __init__(self, settings: Settings) -> None:
-        self.topic = f"{settings.group}-sequences-changelog"
+        self.topic = f"{settings.group}-symbols-changelog"
         self._base: dict[str, Any] = {**client_options(settings), "log_level": 0}
         self._consumer = Consumer(
             {
@@ -41,8 +41,8 @@ class Changelog:
     def newest(self, partitions: Iterable[int]) -> dict[bytes, bytes]:
         """Read partitions to their ends; return each key's newest value, without those deleted.
 
-        Memory: one value a key. A key is a symbol; but for a moment of each assignment, one epoch
-        of them is there.
+        Memory: one value a key. A key is a segment of symbols; but for a moment of each
+        assignment, one epoch of them is there.
 
         Raises:
             BrokerUnavailable: it no longer answers.

@@ -1,11 +1,14 @@
-"""How the state of the sequence check is written down: keys and values, and which epoch counts.
+"""How what is known of a partition's symbols is written down: keys, and which epoch counts.
 
-Key: JSON of [cluster, topic, partition, epoch, exchange, symbol], value: the packed `SymbolState`.
-The key without exchange and symbol holds the partition's watermark, the offset from which the state
-must go on, and the number of symbols below it. It is written last in a checkpoint, so that a torn
-checkpoint shows the former one; an epoch with fewer symbols is not all there, and is not used.
+Key: JSON of [cluster, topic, partition, epoch, *name], value: a segment, what is known of many
+symbols; its name and form are its kind's (`segments` has those of the sequence states). The key
+without a name, the mark, holds the partition's watermark, the offset from which the segments must
+go on, and how many of them there are. It is written behind them in a checkpoint, so that a torn
+checkpoint shows the former one, though with segments that are ahead of it: what is in them says how
+far it is applied. Behind the mark comes what it makes superfluous. So an epoch with fewer segments
+than its mark says is not all there, and is not used.
 
-Each assignment writes an epoch of its own, all symbols in its first checkpoint. Kafka does not
+Each assignment writes an epoch of its own, all segments in its first checkpoint. Kafka does not
 fence a changelog: what a worker sent before it froze may arrive after its successor's checkpoints.
 Under the same keys that would leave old states below a new watermark, and false gaps.
 
@@ -20,17 +23,14 @@ import math
 import uuid
 from collections import defaultdict
 from collections.abc import Container, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import orjson
+from k2.tables.segments import Name, Symbols, unpack
 
 from k2.lake.offsets import Move, Source
-from k2.sequence import SymbolState
 
-__all__ = ["Stored", "Symbols", "epoch_after", "forgotten", "key", "mark", "parse", "unfit"]
-
-Symbols = dict[tuple[str, str], SymbolState]
+__all__ = ["Stored", "epoch_after", "forgotten", "key", "mark", "parse", "read_states", "unfit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +39,16 @@ class Stored:
 
     epoch: str
     watermark: int | None  # None: the states were forgotten
-    symbols: Symbols
+    segments: dict[Name, bytes]
 
 
-def key(source: Source, epoch: str, *name: str) -> bytes:
-    """The key of a symbol's state; without exchange and symbol that of the watermark."""
+def key(source: Source, epoch: str, *name: str | int) -> bytes:
+    """The key of a segment; without a name that of the mark."""
     return orjson.dumps((*source, epoch, *name))
 
 
 def mark(watermark: int | None, count: int) -> bytes:
-    """The value for a watermark, and the number of all symbols below it."""
+    """The value for a watermark, and the number of all segments below it."""
     return orjson.dumps((watermark, count))
 
 
@@ -62,20 +62,17 @@ def parse(
         wanted: all others are left out; None: every partition is wanted.
     """
     marks: dict[tuple[Source, str], tuple[int | None, int]] = {}
-    symbols: defaultdict[tuple[Source, str], Symbols] = defaultdict(dict)
+    segments: defaultdict[tuple[Source, str], dict[Name, bytes]] = defaultdict(dict)
     keys: defaultdict[Source, list[bytes]] = defaultdict(list)
     for each, value in pairs:
         source, epoch, name = _place(each)
         if wanted is not None and source not in wanted:
             continue
         keys[source].append(each)
-        if not name:
+        if name:
+            segments[source, epoch][name] = value
+        else:
             marks[source, epoch] = orjson.loads(value)
-            continue
-        exchange, symbol = name
-        # A state as another release packs it is as good as none: its epoch is not all there.
-        with suppress(ValueError):
-            symbols[source, epoch][exchange, symbol] = SymbolState.from_bytes(value)
 
     def age(place: tuple[Source, str]) -> tuple[int, float]:
         # Two workers may have begun an epoch of one number; each is whole in itself. If one of
@@ -86,9 +83,22 @@ def parse(
     stored: dict[Source, Stored] = {}
     for source, epoch in sorted(marks, key=age):
         watermark, count = marks[source, epoch]
-        if len(symbols[source, epoch]) >= count:
-            stored[source] = Stored(epoch, watermark, symbols[source, epoch])
+        if len(segments[source, epoch]) >= count:
+            stored[source] = Stored(epoch, watermark, segments[source, epoch])
     return stored, dict(keys)
+
+
+def read_states(stored: Stored | None) -> tuple[int | None, Symbols]:
+    """Return the watermark (None: there is no state) and the states of the sequence check.
+
+    What another release packed is as good as nothing.
+    """
+    if stored is None:
+        return None, {}
+    try:
+        return stored.watermark, unpack(stored.segments)
+    except ValueError:
+        return None, {}
 
 
 def forgotten(keys: Iterable[bytes]) -> tuple[bytes, bytes]:
@@ -142,6 +152,6 @@ def _number(epoch: str) -> int:
     return int(epoch.partition("-")[0])
 
 
-def _place(each: bytes) -> tuple[Source, str, list[str]]:
+def _place(each: bytes) -> tuple[Source, str, Name]:
     cluster, topic, partition, epoch, *name = orjson.loads(each)
-    return Source(cluster, topic, partition), epoch, name
+    return Source(cluster, topic, partition), epoch, tuple(name)

@@ -38,6 +38,12 @@ class Store(RocksDBStore):
         if self._recovering or offset == (-1 if known is None else known) + 1:
             super().set_persisted_offset(tp, offset)
 
+    def value(self, partition: int, key: bytes) -> bytes | None:
+        """Read without an event, by which Faust finds the partition; None if it is not open."""
+        db = self._dbs.get(partition)
+        value: bytes | None = None if db is None else db.get(key)
+        return value
+
     def _open_for_partition(self, partition: int) -> Any:
         path = self.partition_path(partition)
         db = None

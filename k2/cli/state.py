@@ -22,7 +22,7 @@ from k2.logs import Logs
 from k2.schemas import kind_of
 from k2.sequence import SymbolState
 from k2.settings import Settings, load
-from k2.tables.epochs import Stored, forgotten, parse, unfit
+from k2.tables.epochs import Stored, forgotten, parse, read_states, unfit
 
 __all__ = ["state"]
 
@@ -114,13 +114,13 @@ def show(as_json: bool) -> None:
 
 
 def _row(source: Source, found: Stored | None, written: bool, parts: _Parts) -> dict[str, Any]:
-    states = list(found.symbols.values()) if found else []
+    watermark, symbols = read_states(found)
     return {
         **source._asdict(),
         "epoch": found.epoch if found else None,
-        "watermark": found.watermark if found else None,
-        "symbols": len(states),
-        "open_gaps": sum(map(_open_gaps, states)),
+        "watermark": watermark,
+        "symbols": len(symbols),
+        "open_gaps": sum(map(_open_gaps, symbols.values())),
         "next_offset": parts.tables.records.get(source),
         "verdict": _verdict(source, found, written, parts),
     }
@@ -141,13 +141,13 @@ def _verdict(source: Source, found: Stored | None, written: bool, parts: _Parts)
         return NOT_IN_TABLE
     if not log.start <= following <= log.end:
         return NO_REACH
-    watermark, symbols = (found.watermark, found.symbols) if found else (None, {})
+    watermark, symbols = read_states(found)
     rebuilt = unfit(source, watermark, symbols, log.start, following, parts.tables.moves)
     if rebuilt is not None:
         first, basis = rebuilt
         why = BEHIND_LOG if basis else AHEAD
         if watermark is None:
-            why = INCOMPLETE if written and found is None else MISSING
+            why = INCOMPLETE if written and not _is_forgotten(found) else MISSING
         return f"{why}: rebuilt from {parts.rows(source, first, following):,} rows"
     behind = following - (watermark or 0)
     return f"behind: {behind:,} offsets are read again" if behind else OK
@@ -218,7 +218,7 @@ def _is_forgotten(found: Stored | None) -> bool:
 def _forgetting(source: Source, found: Stored | None, parts: _Parts) -> str:
     what = "an incomplete state"
     if found is not None:
-        what = f"the states of {len(found.symbols):,} symbols at {found.watermark}"
+        what = f"the states of {len(read_states(found)[1]):,} symbols at {found.watermark}"
     rows = parts.rows(source, 0, parts.tables.records.get(source, 0))
     return f"{source}: {what} to be forgotten; a worker then reads {rows:,} rows of the table"
 

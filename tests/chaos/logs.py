@@ -40,11 +40,11 @@ STEADY = 4
 
 
 class Changelog:
-    """The changelog of the sequence states."""
+    """The changelog of what is known of symbols."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._name = f"{settings.group}-sequences-changelog"
+        self._name = f"{settings.group}-symbols-changelog"
         self._admin = AdminClient(client_options(settings))
 
     def cut(self, keep: float) -> None:

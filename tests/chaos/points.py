@@ -19,7 +19,7 @@ from typing import Any
 import faust.stores.rocksdb
 import pyarrow.parquet as pq
 from k2.agents.ingest import Ingest
-from k2.tables import sequences
+from k2.tables import symbols
 from pyiceberg.catalog.rest import RestCatalog
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import CommitFailedException
@@ -57,12 +57,12 @@ POINTS: dict[str, tuple[tuple[Any, str, str], ...]] = {
         (SqlCatalog, "commit_table", "after"),
         (RestCatalog, "commit_table", "after"),
     ),
-    "mid-table-flush": ((sequences, "_put", "after"),),
-    "after table flush": ((sequences, "checkpoint", "after"),),
+    "mid-table-flush": ((symbols, "_put", "after"),),
+    "after table flush": ((symbols, "checkpoint", "after"),),
     "before ack": ((BatchConsumer, "durable", "before"),),
     "after ack": ((BatchConsumer, "commit_and_end_transactions", "after"),),
     "in recovery": ((faust.stores.rocksdb.Store, "apply_changelog_batch", "after"),),
-    "at assignment": ((sequences, "load", "after"),),
+    "at assignment": ((symbols, "load", "after"),),
     "before drain": ((Ingest, "drain", "before"),),
     "after drain": ((Ingest, "drain", "after"),),
     "at file": ((PyArrowFile, "create", "before"),),

@@ -1,4 +1,4 @@
-"""The changelog of the sequence states, read and written from outside."""
+"""The changelog of what is known of symbols, read and written from outside."""
 
 from __future__ import annotations
 
@@ -61,4 +61,4 @@ def test_a_broker_that_is_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) ->
     settings = Settings(broker="127.0.0.1:1", group="changelog-dead")
     with closing(Changelog(settings)) as changelog, pytest.raises(BrokerUnavailable) as raised:
         changelog.newest([0])
-    assert str(raised.value).startswith("changelog-dead-sequences-changelog[0]: no answer")
+    assert str(raised.value).startswith("changelog-dead-symbols-changelog[0]: no answer")

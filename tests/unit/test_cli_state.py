@@ -14,6 +14,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from k2.tables.epochs import key, mark
+from k2.tables.segments import Segments
 from test_lake_audit import Lake, trade
 
 from k2.changelog import Changelog
@@ -27,7 +28,7 @@ from k2.settings import Settings
 if TYPE_CHECKING:
     from conftest import Broker
 
-PARTITIONS = 8
+PARTITIONS = 9
 
 
 class Stage:
@@ -54,11 +55,10 @@ class Stage:
         self.lake.add([trade(offset, source) for offset in range(rows)], {source: following})
 
     def write(self, source: Source, watermark: int, *states: SymbolState, lacking: int = 0) -> None:
-        """An epoch with one symbol a state, and `lacking` ones that are not there."""
-        pairs = [
-            (key(source, "3-x", "SIM", f"S{n}"), bytes(state)) for n, state in enumerate(states)
-        ]
-        pairs.append((key(source, "3-x"), mark(watermark, len(states) + lacking)))
+        """An epoch with one symbol a state, and `lacking` segments that are not there."""
+        segments = Segments({("SIM", f"S{n}"): state for n, state in enumerate(states)})
+        pairs = [(key(source, "3-x", *name), value) for name, value in segments.take().items()]
+        pairs.append((key(source, "3-x"), mark(watermark, len(segments) + lacking)))
         self.changelog.write(source.partition, pairs)
 
     def k2(self, *arguments: str) -> Result:
@@ -89,6 +89,7 @@ def test_show_says_what_a_worker_will_make_of_each_state(stage: Stage) -> None:
     for partition in range(7):
         stage.commit(partition, 4, 8)
     stage.commit(7, 4, 11)
+    stage.commit(8, 4, 8)
     gaps = [Gap(first, last, ((first, last),), offset=3) for first, last in ((2, 2), (4, 5))]
     earlier = {0: Chain(1, 9, 9, 9, [gaps[0]])}
     stage.write(stage.source(0), 8, at(7, *gaps, earlier=earlier), at(5))
@@ -97,6 +98,8 @@ def test_show_says_what_a_worker_will_make_of_each_state(stage: Stage) -> None:
     stage.write(stage.source(4), 9, at(7))
     stage.write(stage.source(5), 8, at(8))
     stage.write(Source("gone", stage.topic, 6), 8, at(7))
+    other = key(stage.source(8), "3-x", "sequences", 16, 3), b"packed by another release"
+    stage.changelog.write(8, [other, (key(stage.source(8), "3-x"), mark(8, 1))])
     shown = stage.show()
     assert {partition: row["verdict"] for partition, row in shown.items() if partition != 6} == {
         0: "ok",
@@ -106,6 +109,7 @@ def test_show_says_what_a_worker_will_make_of_each_state(stage: Stage) -> None:
         4: "ahead of the table: rebuilt from 4 rows",
         5: "ahead of the table: rebuilt from 4 rows",
         7: "the log does not reach: `k2 offsets show`",
+        8: "incomplete: rebuilt from 4 rows",
     }
     assert shown[0] == {
         "cluster": stage.cluster, "topic": stage.topic, "partition": 0, "epoch": "3-x",
@@ -154,7 +158,7 @@ def test_a_topic_or_partition_that_is_not_there_is_named(stage: Stage) -> None:
     """Exit code 2."""
     for arguments, message in (
         (("nope",), f"topic: nope: no such topic at {stage.env['K2_BROKER']}"),
-        ((stage.topic, "8"), f"partition: {stage.topic}[8]: the topic has 8 partitions"),
+        ((stage.topic, "9"), f"partition: {stage.topic}[9]: the topic has 9 partitions"),
     ):
         done = stage.k2("rebuild", *arguments, "--yes")
         assert (done.exit_code, done.stderr) == (2, f"k2: {message}\n")

@@ -1,9 +1,10 @@
-"""What is written down of the sequence states: forgetting, and when a state is of no use."""
+"""What is written down of a partition: which epoch counts, forgetting, states of no use."""
 
 from __future__ import annotations
 
 import pytest
-from k2.tables.epochs import epoch_after, forgotten, key, mark, parse, unfit
+from k2.tables.epochs import epoch_after, forgotten, key, mark, parse, read_states, unfit
+from k2.tables.segments import Segments
 
 from k2.lake.offsets import Move, Source
 from k2.sequence import Chain, Memory, SymbolState
@@ -18,8 +19,8 @@ def state(offset: int) -> SymbolState:
 
 
 def epoch(name: str, watermark: int, *offsets: int, source: Source = SOURCE) -> Pairs:
-    """One symbol an offset."""
-    pairs = {key(source, name, "SIM", f"S{n}"): bytes(state(at)) for n, at in enumerate(offsets)}
+    """One segment an offset, of no kind that is read."""
+    pairs = {key(source, name, "live", n): b"%d" % at for n, at in enumerate(offsets)}
     return pairs | {key(source, name): mark(watermark, len(offsets))}
 
 
@@ -29,7 +30,7 @@ def test_forgotten_states_are_not_there_but_their_keys() -> None:
     _, keys = parse(pairs.items())
     forgetting = forgotten(keys[SOURCE])
     stored, keys = parse((pairs | dict([forgetting])).items())
-    assert (stored[SOURCE].watermark, stored[SOURCE].symbols) == (None, {})
+    assert (stored[SOURCE].watermark, stored[SOURCE].segments) == (None, {})
     assert (stored[OTHER].epoch, stored[OTHER].watermark) == ("7-a", 5)
     assert len(keys[SOURCE]) == 4
     assert forgetting[0] in keys[SOURCE]
@@ -59,16 +60,32 @@ def test_forgetting_wins_over_an_epoch_of_the_same_number() -> None:
 def test_forgetting_stays_until_an_epoch_is_whole() -> None:
     """A first checkpoint that is cut short changes nothing."""
     pairs = dict([forgotten(epoch("7-a", 20, 18))]) | epoch("9-b", 30, 28, 29)
-    del pairs[key(SOURCE, "9-b", "SIM", "S1")]
+    del pairs[key(SOURCE, "9-b", "live", 1)]
     assert parse(pairs.items())[0][SOURCE].watermark is None
 
 
-def test_states_that_another_release_packed_are_not_used() -> None:
-    """They are rebuilt, like all that is incomplete, and their keys replaced."""
-    pairs = epoch("7-a", 20, 18, 19)
-    pairs[key(SOURCE, "7-a", "SIM", "S1")] = b"[1,9,[],null,1,9,19,[],0,0,0,0,0,0,0]"
+def test_segments_are_kept_by_their_names() -> None:
+    """Whatever kinds there are, and parts of their names; more than the mark says may be there."""
+    written = {("sequences", 16, 3): b"a", ("live", 3): b"b", ("bars", 3, 1416529200): b"c"}
+    pairs = {key(SOURCE, "7-a", *name): value for name, value in written.items()}
+    pairs[key(SOURCE, "7-a")] = mark(20, 2)
     stored, keys = parse(pairs.items())
-    assert (stored, len(keys[SOURCE])) == ({}, 3)
+    assert (stored[SOURCE].watermark, stored[SOURCE].segments) == (20, written)
+    assert keys[SOURCE] == list(pairs)
+
+
+def test_the_states_are_read_from_whatever_was_stored() -> None:
+    """What another release packed is as good as nothing: rebuilt, like all that is missing."""
+    states = {("SIM", f"S{n}"): state(18) for n in range(40)}
+    pairs = {key(SOURCE, "7-a", *name): v for name, v in Segments(states).take().items()}
+    pairs[key(SOURCE, "7-a")] = mark(20, len(pairs))
+    stored, _ = parse(pairs.items())
+    assert read_states(stored[SOURCE]) == (20, states)
+    assert read_states(None) == (None, {})
+    pairs[next(iter(pairs))] = b"[1,9,[],null,1,9,19,[],0,0,0,0,0,0,0]"
+    stored, keys = parse(pairs.items())
+    assert read_states(stored[SOURCE]) == (None, {})
+    assert len(keys[SOURCE]) == len(pairs)
 
 
 def test_only_what_is_wanted_is_returned() -> None:
