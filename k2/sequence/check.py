@@ -18,7 +18,7 @@ import pyarrow as pa
 from k2 import calendars
 from k2.calendars import Calendar, local_dates
 from k2.errors import SchemaMismatch
-from k2.sequence.fold import OK, fold
+from k2.sequence.fold import FIRST, OK, fold
 from k2.sequence.ledger import Change, order
 from k2.sequence.rows import Rows
 from k2.sequence.rules import Rules
@@ -134,7 +134,8 @@ def check(
     verdicts = np.zeros(n, np.uint8)
     if keys:
         verdicts[by_key] = OK
-        plain = _settle(rows, by_key, starts, keys, before, headers, after)
+        plain, unseen = _settle(rows, by_key, starts, keys, before, headers, after)
+        verdicts[by_key[starts[unseen]]] = FIRST
         counts = np.diff(starts, append=len(by_key))
         others = by_key[np.repeat(~plain, counts)]
         strange, judged, b = rows[others], np.empty(len(others), np.uint8), 0
@@ -158,19 +159,29 @@ def _settle(
     before: list[SymbolState],
     headers: npt.NDArray[np.void],
     after: dict[Key, SymbolState],
-) -> Flags:
-    """Put the states of those keys into `after` whose rows simply continue; return which do.
+) -> tuple[Flags, Flags]:
+    """Put the states of those keys into `after` whose rows simply continue.
 
     `by_key` are the rows grouped by key, in offset order within; `starts` where each key begins.
+
+    Returns:
+        Which keys these are, and which keys were never seen before: of those, the first row
+        continues whatever it is.
     """
     n = len(by_key)
     counts = np.diff(starts, append=n)
     sequences = rows.sequences[by_key]
+    unseen: Flags = headers["rows"] == 0
+    if unseen.any():
+        headers = headers.copy()
+        headers["session"][unseen] = rows.sessions[by_key[starts[unseen]]]
+        headers["first"][unseen] = sequences[starts[unseen]]
     previous = np.empty(n, np.int64)
     previous[1:] = sequences[:-1]
     previous[starts] = headers["last"]
     # `>` beside `+ 1`, because the highest int64 plus one is the lowest.
     continues = (sequences == previous + 1) & (sequences > previous)
+    continues[starts[unseen]] = True
     continues &= rows.sessions[by_key] == np.repeat(headers["session"], counts)
     if rows.outside is not None:
         continues &= ~rows.outside[by_key]
@@ -188,7 +199,7 @@ def _settle(
     settled = plain.tolist()
     states = map(SymbolState, compress(heads, settled))
     after.update(zip(compress(keys, settled), states, strict=True))
-    return plain
+    return plain, unseen
 
 
 def _headers(states: list[SymbolState]) -> npt.NDArray[np.void]:
