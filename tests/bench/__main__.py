@@ -15,7 +15,7 @@ import click
 
 from k2.dev.broker import Embedded
 from k2.errors import K2Error
-from tests.bench.contestants import CONTESTANTS
+from tests.bench.contestants import CONTESTANTS, K2_MANY
 from tests.bench.measure import CheckFailed, Place, Run
 from tests.bench.report import Machine, as_json, as_text
 from tests.bench.workload import Plan, Workload
@@ -27,6 +27,7 @@ from tests.bench.workload import Plan, Workload
 @click.option("--runs", default=3, show_default=True, type=click.IntRange(1))
 @click.option("--seed", default=1, show_default=True, type=click.IntRange(0))
 @click.option("--symbols", default=100, show_default=True, type=click.IntRange(1, 65_535))
+@click.option("--many-symbols", default=20_000, show_default=True, type=click.IntRange(1, 65_535))
 @click.option(
     "--only", multiple=True, type=click.Choice(list(CONTESTANTS)), help="Repeat for more."
 )
@@ -37,16 +38,17 @@ def main(
     runs: int,
     seed: int,
     symbols: int,
+    many_symbols: int,
     only: tuple[str, ...],
     json_file: Path | None,
 ) -> None:
-    """Measure K2, a hand-written loop, stock Faust and the limit, interleaved.
+    """Measure K2, with few and many symbols, a hand-written loop, stock Faust and the limit.
 
     The report goes to stdout, progress to stderr, and with --json all figures to a file. The exit
     code is 1 if a contestant's work failed its checks, which no timing can.
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    plan = Plan(trades, faust_trades, runs, seed, symbols)
+    plan = Plan(trades, faust_trades, runs, seed, symbols, many_symbols)
     machine = Machine.here()
     try:
         workload, done = _run(plan, only or tuple(CONTESTANTS))
@@ -55,9 +57,9 @@ def main(
     except KeyboardInterrupt:
         raise click.Abort from None
     if json_file is not None:
-        content = as_json(plan, machine, done, workload.value_bytes)
+        content = as_json(workload, machine, done)
         json_file.write_text(json.dumps(content, indent=2) + "\n")
-    click.echo(as_text(plan, machine, done, workload.value_bytes))
+    click.echo(as_text(workload, machine, done))
 
 
 def _run(plan: Plan, names: tuple[str, ...]) -> tuple[Workload, list[Run]]:
@@ -68,7 +70,7 @@ def _run(plan: Plan, names: tuple[str, ...]) -> tuple[Workload, list[Run]]:
             assert broker.child is not None
             assert broker.child.pid is not None
             _tell(f"producing {plan.trades:,} and {plan.faust_trades:,} trades")
-            workload = Workload.produce(plan, broker, folder / "feed")
+            workload = Workload.produce(plan, broker, folder / "feed", K2_MANY in names)
             for number in range(1, plan.runs + 1):
                 for name in names:
                     label = f"bench-{number}-{len(done)}"

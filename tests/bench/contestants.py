@@ -1,10 +1,12 @@
-"""The four contestants: how each is set up, started, timed and checked."""
+"""The contestants: how each is set up, started, timed and checked."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from statistics import median
 
 from k2.dev.broker import free_port
 from k2.dev.stack import init
@@ -23,11 +25,12 @@ from tests.bench.measure import (
     check_table,
 )
 from tests.bench.wire import PARTITIONS, SESSION_TIMEOUT_MS
-from tests.bench.workload import EXCHANGE, Workload
+from tests.bench.workload import EXCHANGE, Feed, Workload
 
-__all__ = ["CONTESTANTS", "K2", "LIMIT", "LOOP", "STOCK_FAUST"]
+__all__ = ["CONTESTANTS", "K2", "K2_MANY", "LIMIT", "LOOP", "STOCK_FAUST"]
 
 K2 = "K2"
+K2_MANY = "K2, many symbols"
 LOOP = "loop"
 STOCK_FAUST = "stock Faust"
 LIMIT = "limit: consumer that only counts"
@@ -43,36 +46,81 @@ def _k2(workload: Workload, place: Place) -> Run:
 
     Every setting has its default but those that name things, and the session timeout.
     """
+    return _worker(workload, workload.feed, K2, place, ["-m", "k2", "worker"], {})
+
+
+def _k2_many(workload: Workload, place: Place) -> Run:
+    """The same with the feed of many symbols; and what its checkpoints cost."""
+    assert workload.many is not None
+    file = place.folder / "checkpoints.jsonl"
+    argv = ["-m", "tests.bench.clocked_worker", "worker"]
+    env = {"BENCH_CHECKPOINTS": str(file)}
+    run = _worker(workload, workload.many, K2_MANY, place, argv, env)
+    return replace(run, details=run.details | _checkpoints(file, workload.many.symbols))
+
+
+def _checkpoints(file: Path, symbols: int) -> dict[str, float]:
+    """Processor time of the median checkpoint that writes all states of `symbols` symbols.
+
+    It is that of those seen, each with the symbols that were known by then, per symbol.
+
+    Raises:
+        CheckFailed: no checkpoint wrote all segments.
+    """
+    seen = [json.loads(line) for line in file.read_text().splitlines()]
+    before = [{"seconds": 0.0}, *seen]
+    costs = [
+        (now["seconds"] - former["seconds"]) / now["symbols"]
+        for former, now in zip(before, seen, strict=False)
+        if now["segments"] == now["segments_known"] > 0
+    ]
+    if not costs:
+        raise CheckFailed(f"{K2_MANY}: none of {len(seen)} checkpoints wrote all segments")
+    return {
+        "checkpoints": len(seen),
+        "checkpoints_of_all": len(costs),
+        "checkpoint_cpu_seconds": symbols * median(costs),
+    }
+
+
+def _worker(
+    workload: Workload,
+    feed: Feed,
+    name: str,
+    place: Place,
+    argv: list[str],
+    more: Mapping[str, str],
+) -> Run:
     settings = Settings(
         data=place.folder,
         broker=workload.broker,
         group=place.group,
-        exchanges=EXCHANGE,
+        exchanges=feed.exchange,
         partitions=PARTITIONS,
         port=free_port(),
         session_timeout_ms=SESSION_TIMEOUT_MS,
         shutdown_timeout_ms=SESSION_TIMEOUT_MS - 1000,
     )
     init(settings)
-    schema_id = open_registry(settings).register(f"{workload.topic}-value", TRADES.avro)
+    schema_id = open_registry(settings).register(f"{feed.topic}-value", TRADES.avro)
     if schema_id != workload.schema_id:
-        raise CheckFailed(f"{K2}: schema id {schema_id}, the trades have {workload.schema_id}")
+        raise CheckFailed(f"{name}: schema id {schema_id}, the trades have {workload.schema_id}")
     env = {
         f"K2_{spec.name.upper()}": str(getattr(settings, spec.name)) for spec in fields(settings)
     }
     trades = workload.plan.trades
     watch = TableWatch(settings)
     try:
-        with Process(K2, ["-m", "k2", "worker"], place, env) as process:
+        with Process(name, argv, place, {**env, **more}) as process:
             end = watch.wait(process, trades, PATIENCE_S + trades / RATE_MIN)
             process.finish()
             assigned = assigned_by_faust(process.child.log)
     finally:
         watch.close()
-    check_table(K2, settings, trades, workload.plan.symbols)
+    check_table(name, settings, trades, feed.symbols)
     first, rows = watch.commits[0]
     return process.run(
-        K2,
+        name,
         trades,
         assigned,
         end,
@@ -94,7 +142,7 @@ def _loop(workload: Workload, place: Place) -> Run:
     noted = place.folder / "assigned.json"
     argv = [
         "-m", "tests.bench.loop",
-        workload.broker, place.group, workload.topic, str(workload.schema_id),
+        workload.broker, place.group, workload.feed.topic, str(workload.schema_id),
         str(place.folder), str(noted),
     ]  # fmt: skip
     trades = workload.plan.trades
@@ -105,7 +153,7 @@ def _loop(workload: Workload, place: Place) -> Run:
             process.finish()
     finally:
         watch.close()
-    check_table(LOOP, settings, trades, workload.plan.symbols)
+    check_table(LOOP, settings, trades, workload.feed.symbols)
     assigned = json.loads(noted.read_text())["assigned"]
     return process.run(LOOP, trades, assigned, end, commits=len(watch.commits))
 
@@ -144,7 +192,7 @@ def _limit(workload: Workload, place: Place) -> Run:
     result = place.folder / "result.json"
     argv = [
         "-m", "tests.bench.limit",
-        workload.broker, place.group, workload.topic, str(trades), str(result),
+        workload.broker, place.group, workload.feed.topic, str(trades), str(result),
     ]  # fmt: skip
     with Process(LIMIT, argv, place, {}) as process:
         found = await_result(process, result, PATIENCE_S + trades / RATE_MIN)
@@ -156,6 +204,7 @@ def _limit(workload: Workload, place: Place) -> Run:
 
 CONTESTANTS: dict[str, Callable[[Workload, Place], Run]] = {
     K2: _k2,
+    K2_MANY: _k2_many,
     LOOP: _loop,
     STOCK_FAUST: _stock_faust,
     LIMIT: _limit,
