@@ -71,6 +71,7 @@ class Segments:
         self._segments: dict[Name, _Segment] = {}
         self._place: dict[Key, _Segment] = {}
         self._dirty: set[_Segment] = set()
+        self._splits = 0
         self.update(states)
 
     def __len__(self) -> int:
@@ -84,7 +85,9 @@ class Segments:
         if len(self.states) > known:
             for key in changed.keys() - self._place.keys():
                 self._add(key)
-        self._dirty.update(map(self._place.__getitem__, changed))
+        # In a busy market all are dirty soon after a checkpoint: then no symbol is looked up.
+        if len(self._dirty) < len(self._segments) - self._splits:
+            self._dirty.update(map(self._place.__getitem__, changed))
 
     def take(self) -> dict[Name, bytes]:
         """Return what changed since the last time, in the order in which it is to be written."""
@@ -112,6 +115,7 @@ class Segments:
         if len(packed) <= SEGMENT_BYTES_MAX or not segment.can_split:
             return {segment.name: packed}
         former, segment.keys, segment.split = segment.keys, [], True
+        self._splits += 1
         for key in former:
             self._add(key)
         taken: dict[Name, bytes] = {}

@@ -33,16 +33,16 @@ def quiet(count: int, offset: int = 7) -> Symbols:
 
 
 def broken(chance: random.Random, offset: int) -> SymbolState:
-    """A state of some 3 KB, packed."""
-    starts = sorted(chance.sample(range(10**15, 2**62), 200))
+    """A state of nearly 1 KB, packed."""
+    starts = sorted(chance.sample(range(10**15, 2**62), 60))
     return state(offset, *(Gap(at, at, ((at, at),), 1, at, at, offset, at, at) for at in starts))
 
 
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> int:
     """A record of a few broken states is too large."""
-    monkeypatch.setattr(k2.tables.segments, "SEGMENT_BYTES_MAX", 32 * 1024)
-    return 32 * 1024
+    monkeypatch.setattr(k2.tables.segments, "SEGMENT_BYTES_MAX", 8 * 1024)
+    return 8 * 1024
 
 
 def names(taken: dict[Name, bytes], symbols: Symbols) -> set[Name]:
@@ -75,6 +75,20 @@ def test_only_segments_with_a_change_are_written() -> None:
     assert set(taken) == names(taken, changed)
     assert len(taken) == len({bucket(*key) for key in changed})
     assert unpack(kept | taken) == quiet(500) | changed
+
+
+def test_a_change_is_seen_whatever_was_dirty_before(limit: int) -> None:
+    """Also where segments are split; of those some are empty, and never dirty again."""
+    chance = random.Random(2)
+    states = {key: broken(chance, 50) for key in quiet(100)}
+    segments = Segments(states)
+    kept = segments.take()
+    for offset in range(60, 90):
+        for key in chance.sample(sorted(states), chance.choice([1, 40, 100])):
+            states[key] = state(offset)
+            segments.update({key: states[key]})
+        kept |= segments.take()
+        assert unpack(kept) == states
 
 
 def test_no_symbol_no_segment() -> None:
