@@ -1,0 +1,6 @@
+"""What is known live of each symbol: its last record, its running session, its one-minute bars."""
+
+from k2.live.forms import BARS, LATEST, Form
+from k2.live.pieces import Piece, aggregate, merge
+
+__all__ = ["BARS", "LATEST", "Form", "Piece", "aggregate", "merge"]
