@@ -1,0 +1,214 @@
+"""Live rows as segments of symbols: which there are, and what a checkpoint writes.
+
+Three families of them:
+- ("live",): a row a symbol, its last record and its session
+- ("bars", -1): bars of the newest minute, and those that were touched of late
+- ("bars", H): bars of the hour that begins H seconds after the epoch
+
+So a checkpoint writes few bytes while one minute runs, and few records where a day of history is
+read in a second. Recent bars move into their hours as they become many.
+
+A segment has the symbols of one residue of their hash; its name is its family's, then FORM, modulus
+and residue. A family whose segments grow is written anew by twice the modulus; where the former
+ones were not removed any more, the higher modulus counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
+from zlib import crc32
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from k2.live.forms import BAR_NS, BARS, Form
+from k2.live.packed import pack, unpack
+from k2.live.pieces import merge
+
+__all__ = [
+    "BARS_AGE_MAX_NS", "LATEST_SEGMENTS", "RECENT", "Families", "Family", "Name", "Writing",
+    "residue",
+]  # fmt: skip
+
+Name = tuple[str | int, ...]
+Family = tuple[str | int, ...]
+Hashes = npt.NDArray[np.int64]
+
+LATEST_SEGMENTS: Family = ("live",)
+RECENT: Family = ("bars", -1)
+
+#: Another number with each change of the columns: segments of another form are as good as none.
+FORM = 1
+#: Bars that begin so long before the newest one of the partition, or longer, are not kept.
+BARS_AGE_MAX_NS = 86_400_000_000_000
+#: More of them, and the recent bars but those of the newest minute move into their hours.
+RECENT_ROWS_MAX = 4096
+#: Latest rows are written anew for few symbols: smaller segments. A record may have a megabyte.
+SEGMENT_BYTES_MAX = {LATEST_SEGMENTS: 32 * 1024}
+OTHER_SEGMENT_BYTES_MAX = 512 * 1024
+_MODULUS_MAX = 1 << 16
+
+_HOUR_NS = 60 * BAR_NS
+_SECOND_NS = 1_000_000_000
+
+
+class Families:
+    """The segments of a partition: of each family a modulus, and the residues that there are."""
+
+    def __init__(self, names: Iterable[Name] = ()) -> None:
+        """`names`: of whatever segments there are; those of other kinds and forms are left out."""
+        self._of: dict[Family, tuple[int, frozenset[int]]] = {}
+        for name in names:
+            family, (form, *of) = name[:-3], name[-3:]
+            if form == FORM and family and family[0] in ("live", "bars"):
+                modulus, own = map(int, of)
+                known, residues = self.of(family)
+                if modulus >= known:
+                    residues = residues if modulus == known else frozenset()
+                    self._of[family] = modulus, residues | {own}
+
+    def __iter__(self) -> Iterator[Family]:
+        return iter(self._of)
+
+    def __len__(self) -> int:
+        """How many segments there are."""
+        return sum(len(residues) for _, residues in self._of.values())
+
+    def of(self, family: Family) -> tuple[int, frozenset[int]]:
+        """Return modulus and residues."""
+        return self._of.get(family, (1, frozenset()))
+
+    def names(self, family: Family) -> list[Name]:
+        modulus, residues = self.of(family)
+        return [_name(family, modulus, own) for own in sorted(residues)]
+
+    def all_names(self) -> list[Name]:
+        return [name for family in self for name in self.names(family)]
+
+    def name_for(self, family: Family, exchange: str, symbol: str) -> Name | None:
+        """Where a symbol is, if the family knows it."""
+        modulus, residues = self.of(family)
+        own = residue(exchange, symbol, modulus)
+        return _name(family, modulus, own) if own in residues else None
+
+    def replaced(self, changed: Mapping[Family, tuple[int, frozenset[int]] | None]) -> Families:
+        """The same with other families in their place; None: without this one."""
+        new = Families()
+        new._of = {f: v for f, v in {**self._of, **changed}.items() if v is not None}
+        return new
+
+
+class Writing:
+    """What one checkpoint writes; reads what it merges with, so it belongs into a thread."""
+
+    def __init__(self, families: Families, read: Callable[[Name], bytes], end: int) -> None:
+        """`end`: the offset below which all records count in what is written."""
+        self.changed: dict[Name, bytes] = {}
+        self.removed: list[Name] = []
+        self._families, self._read, self._end = families, read, end
+        self._moved: dict[Family, tuple[int, frozenset[int]] | None] = {}
+
+    @property
+    def families(self) -> Families:
+        """As they are when this is written."""
+        return self._families.replaced(self._moved)
+
+    def add(self, family: Family, form: Form, rows: pa.Table) -> None:
+        """Merge rows into the segments that have their symbols."""
+        modulus, residues = self._families.of(family)
+        touched = residues.intersection(np.unique(_hashes(rows) % modulus).tolist())
+        self._write(family, form, merge(form, [*self._rows(family, form, touched), rows]), touched)
+
+    def add_bars(self, bars: pa.Table) -> None:
+        """Merge bars into the recent ones, and move these on where they are many."""
+        every = self._families.of(RECENT)[1]
+        recent = merge(BARS, [*self._rows(RECENT, BARS, every), bars])
+        if recent.num_rows == 0:
+            return
+        starts = recent.column("start").to_numpy()
+        newest = int(starts.max())
+        oldest = newest - BARS_AGE_MAX_NS
+        if recent.num_rows > RECENT_ROWS_MAX:
+            hours = starts // _HOUR_NS
+            moving = (starts > oldest) & (starts < newest)
+            for hour in np.unique(hours[moving]).tolist():
+                own = recent.filter(pa.array(moving & (hours == hour)))
+                self.add(("bars", hour * _HOUR_NS // _SECOND_NS), BARS, own)
+            recent = recent.filter(pa.array(starts == newest))
+        else:
+            recent = recent.filter(pa.array(starts > oldest))
+        self._write(RECENT, BARS, recent, every)
+        for family in self._families:
+            last_bar = int(family[-1]) * _SECOND_NS + _HOUR_NS - BAR_NS if len(family) > 1 else None
+            if last_bar is not None and family != RECENT and last_bar <= oldest:
+                self.removed += self._families.names(family)
+                self._moved[family] = None
+
+    def copy(self, names: Iterable[Name]) -> None:
+        """Write segments as they are, but for those that are written anew, or removed."""
+        others = set(names) - self.changed.keys() - set(self.removed)
+        self.changed |= {name: self._read(name) for name in others}
+
+    def _rows(self, family: Family, form: Form, residues: Iterable[int]) -> list[pa.Table]:
+        modulus, _ = self._families.of(family)
+        return [unpack(form, self._read(_name(family, modulus, own))) for own in residues]
+
+    def _write(self, family: Family, form: Form, rows: pa.Table, former: frozenset[int]) -> None:
+        """Write rows, which are all that there are of the residues `former`."""
+        known, residues = self._families.of(family)
+        modulus, parts = known, _split(form, rows, known)
+        most = SEGMENT_BYTES_MAX.get(family, OTHER_SEGMENT_BYTES_MAX)
+        packed = {own: pack(part, self._end) for own, part in parts.items()}
+        while modulus < _MODULUS_MAX and any(len(value) > most for value in packed.values()):
+            if former != residues:
+                rows = pa.concat_tables([rows, *self._rows(family, form, residues - former)])
+                former = residues
+            modulus *= 2
+            parts = _split(form, rows, modulus)
+            packed = {own: pack(part, self._end) for own, part in parts.items()}
+        if modulus == known:
+            # Emptied, not removed: removals come behind the mark, and may not come at all.
+            nothing = pack(form.schema.empty_table(), self._end)
+            packed |= dict.fromkeys(former - packed.keys(), nothing)
+            residues = residues.union(packed)
+        else:
+            self.removed += self._families.names(family)
+            residues = frozenset(packed)
+        self.changed |= {_name(family, modulus, own): value for own, value in packed.items()}
+        self._moved[family] = modulus, residues
+
+
+def residue(exchange: str, symbol: str, modulus: int) -> int:
+    """Which segment a symbol is in, 0..modulus-1: the same in every process and release."""
+    return crc32(f"{exchange}\0{symbol}".encode()) % modulus
+
+
+def _name(family: Family, modulus: int, own: int) -> Name:
+    return (*family, FORM, modulus, own)
+
+
+def _split(form: Form, rows: pa.Table, modulus: int) -> dict[int, pa.Table]:
+    """Rows by the residue of their symbols."""
+    if rows.num_rows == 0:
+        return {}
+    if modulus == 1:
+        return {0: rows}
+    own = _hashes(rows) % modulus
+    order = np.argsort(own.astype(np.uint16), kind="stable")
+    rows, own = rows.take(pa.array(order)), own[order]
+    bounds = [0, *(np.flatnonzero(own[1:] != own[:-1]) + 1).tolist(), len(own)]
+    return {int(own[a]): rows.slice(a, b - a) for a, b in pairwise(bounds)}
+
+
+def _hashes(rows: pa.Table) -> Hashes:
+    """Of each row's symbol; Python looks at each symbol once."""
+    if rows.num_rows == 0:
+        return np.zeros(0, np.int64)
+    pairs = pc.binary_join_element_wise(rows.column("exchange"), rows.column("symbol"), "\0")
+    coded = pairs.combine_chunks().dictionary_encode()
+    hashes = np.array([crc32(pair.encode()) for pair in coded.dictionary.to_pylist()], np.int64)
+    of_rows: Hashes = hashes[coded.indices.to_numpy()]
+    return of_rows
