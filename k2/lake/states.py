@@ -26,10 +26,11 @@ from k2.schemas import TRADES, Kind
 from k2.sequence import Rules, SymbolState, check
 from k2.settings import Settings
 
-__all__ = ["count", "inherit", "rebuild"]
+__all__ = ["committed", "count", "inherit", "rebuild"]
 
 #: Untyped: the annotations of these pydantic classes know their keywords only.
 _iceberg: Any = pyiceberg.expressions
+_ALWAYS = _iceberg.AlwaysTrue()
 
 BATCH_ROWS = 128 * 1024
 _COLUMNS = ("exchange", "symbol", "sequence", "ts_event", "ts_recv", "kafka_offset")
@@ -110,7 +111,7 @@ def rebuild(
         CatalogUnavailable: the table or a data file cannot be read.
     """
     found: Symbols = dict(states)
-    with _committed(catalog, settings, kind, source, first, end) as select:
+    with committed(catalog, settings, kind, source, first, end) as select:
         if select is None:
             return found
         rows_in_order = select(", ".join(_COLUMNS), "ORDER BY kafka_offset")
@@ -128,15 +129,24 @@ def count(
     Raises:
         CatalogUnavailable: the table or a data file cannot be read.
     """
-    with _committed(catalog, settings, kind, source, first, end) as select:
+    with committed(catalog, settings, kind, source, first, end) as select:
         return int(select("count(*)", "").fetchall()[0][0]) if select is not None else 0
 
 
 @contextmanager
-def _committed(
-    catalog: Catalog, settings: Settings, kind: Kind, source: Source, first: int, end: int
+def committed(
+    catalog: Catalog,
+    settings: Settings,
+    kind: Kind,
+    source: Source,
+    first: int,
+    end: int,
+    also: Any = _ALWAYS,
 ) -> Iterator[Callable[[str, str], duckdb.DuckDBPyRelation] | None]:
     """What selects columns of a source's rows with offsets first..end-1; None: no file holds any.
+
+    Args:
+        also: files without a row of this condition are left out.
 
     Raises:
         CatalogUnavailable: the table or a data file cannot be read, inside of the block too.
@@ -146,6 +156,7 @@ def _committed(
         _iceberg.EqualTo("kafka_topic", source.topic),
         _iceberg.GreaterThanOrEqual("kafka_offset", first),
         _iceberg.LessThan("kafka_offset", end),
+        also,
     )
     try:
         paths = [task.file.file_path for task in table.scan(row_filter=bounds).plan_files()]

@@ -3,5 +3,17 @@
 from k2.live.forms import BARS, LATEST, Form
 from k2.live.partition import Asked, Live, torn
 from k2.live.pieces import Piece, aggregate, merge
+from k2.live.segments import BARS_AGE_MAX_NS
 
-__all__ = ["BARS", "LATEST", "Asked", "Form", "Live", "Piece", "aggregate", "merge", "torn"]
+__all__ = [
+    "BARS",
+    "BARS_AGE_MAX_NS",
+    "LATEST",
+    "Asked",
+    "Form",
+    "Live",
+    "Piece",
+    "aggregate",
+    "merge",
+    "torn",
+]
