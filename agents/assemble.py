@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from k2 import metrics
 from k2.codec import Decoded, Reject
 from k2.lake.offsets import Source
+from k2.live import Piece, aggregate
 from k2.schemas import GAPS, REJECTS, VERDICTS, Kind
 from k2.sequence import Change, Rules, SymbolState, check, gap_rows
 
@@ -24,7 +25,7 @@ _NO_GAPS = GAPS.empty_table()
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """A batch ready for the buffer, and the sequence states behind it."""
+    """A batch ready for the buffer, the sequence states behind it, and what it says of symbols."""
 
     kind: Kind
     records: pa.Table  # schema `kind.table`
@@ -33,6 +34,7 @@ class Checked:
     changes: list[Change]  # those that `gaps` are the rows of
     states: dict[tuple[str, str], SymbolState]
     reasons: Mapping[str, int]
+    live: Piece
 
     def count(self, exchanges: Container[str]) -> None:
         """Add the batch to the metrics.
@@ -61,11 +63,13 @@ def assemble(
     records_from: int,
     rejects_from: int,
     gaps_from: int,
+    live_from: int,
 ) -> Checked:
     """Check a batch's sequences and make the rows that each table does not have yet.
 
     Args:
         records_from, rejects_from, gaps_from: the tables hold everything below these offsets.
+        live_from: everything below counts already in what is known live.
     """
     rows = decoded.rows
     checked = check(states, rows, rules, f"{source.topic}[{source.partition}]")
@@ -90,6 +94,7 @@ def assemble(
         changes=changes,
         states=checked.states,
         reasons={count["values"]: count["counts"] for count in counts},
+        live=aggregate(kind, rows, checked.sessions, (offsets >= live_from) & ~duplicate),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from faust.types import TP
 from k2.agents.lake import Lake
 from k2.agents.lane import Lane
+from k2.agents.lives import resume
 from k2.agents.reach import remedy, require_end, require_known
 from k2.tables import symbols as table
 from k2.tables.epochs import epoch_after, read_states, unfit
@@ -22,6 +23,7 @@ from k2.errors import LogTruncated
 from k2.lake.commit import Sink
 from k2.lake.offsets import Move, Source, together
 from k2.lake.states import inherit, rebuild
+from k2.live import Live
 from k2.sequence import Rules
 from k2.topics import topic_ids
 
@@ -41,6 +43,7 @@ class Partition:
     rejects_at: int | None  # the rejects table holds everything below; None: it never had any
     gaps_at: int | None  # so does the gap ledger's; both lag where they had nothing to write
     sequences: Segments
+    live: Live
     epoch: str  # of the checkpointed state: this assignment's own
     topic_id: str | None  # the broker's, for the tables to carry; None: it names none
     began: Move | None = None  # where the log began, if not at 0, when K2 first read it
@@ -58,7 +61,8 @@ class Partition:
         return max(self.gaps_at or 0, self.records_at or 0)
 
     def take_segments(self) -> tuple[dict[Name, bytes], int]:
-        """The segments that changed since the last time, and how many there are."""
+        """The segments of states that changed since the last time, and how many there are."""
+        self.live.take()
         return self.sequences.take(), len(self.sequences)
 
 
@@ -124,6 +128,11 @@ class Assignment:
                 symbols = await self._rebuild(lane, source, watermark, first, symbols, stored)
                 watermark = stored
             assert watermark is not None  # a state without one is unfit
+            epoch = epoch_after(before.epoch if before else None)
+            whole = before if basis is None and source in records.offsets else None
+            live = await resume(
+                self._app, self._lake, lane, source, epoch, whole, symbols, watermark, records
+            )
             found[tp] = Partition(
                 source=source,
                 lane=lane,
@@ -132,7 +141,8 @@ class Assignment:
                 rejects_at=rejects.offsets.get(source),
                 gaps_at=gaps.offsets.get(source),
                 sequences=Segments(symbols),
-                epoch=epoch_after(before.epoch if before else None),
+                live=live,
+                epoch=epoch,
                 topic_id=ids.get(tp.topic),
                 began=began,
                 former=keys[source],

@@ -90,6 +90,11 @@ class Ingest:
         metrics.lag_records.clear()
         self._measure()
 
+    @property
+    def partitions(self) -> Mapping[TP, Partition]:
+        """Those that this worker owns."""
+        return self._partitions
+
     # -- batches
 
     async def follow(self, stream: Any) -> None:
@@ -150,7 +155,11 @@ class Ingest:
                     partition.records_at or 0,
                     partition.rejects_at or 0,
                     partition.gaps_from,
+                    partition.live.offset,
                 )
+                if crowd := partition.live.crowded():
+                    merged = await self._in_pool(partition.live.merged, crowd)
+                    partition.live.condense(crowd, merged)
                 await self._buffer.room()
                 if self._partitions.get(tp) is partition:
                     self._accept(tp, partition, fetched, checked)
@@ -163,6 +172,7 @@ class Ingest:
     def _accept(self, tp: TP, partition: Partition, fetched: Fetched, checked: Checked) -> None:
         # No await in here: rows, states and offset of a batch are taken by a commit together.
         partition.sequences.update(checked.states)
+        partition.live.add(checked.live, fetched.next_offset)
         self._buffer.add(tp, checked.records, checked.rejects, checked.gaps, fetched.next_offset)
         checked.count(self._exchanges)
         lag = metrics.lag_records.labels(topic=tp.topic, partition=tp.partition)

@@ -15,6 +15,7 @@ Rejects and gaps have no commit where there is nothing to write, and their offse
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 
@@ -121,13 +122,17 @@ class Writer:
             # A partition that was taken away while the commit ran belongs to its new owner.
             if assigned.get(tp) is partition:
                 changed, count = segments[tp]
+                live = await asyncio.to_thread(partition.live.writing, end)
+                if assigned.get(tp) is not partition:
+                    continue
+                partition.live.written(live)
                 await symbols.checkpoint(
                     partition.source,
                     partition.epoch,
                     partition.event,
-                    changed,
-                    (),
-                    count,
+                    changed | live.changed,
+                    live.removed,
+                    count + len(live.families),
                     end,
                     partition.former,
                     self._app.settings.shutdown_timeout_ms / 1000.0,

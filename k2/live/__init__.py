@@ -1,7 +1,7 @@
 """What is known live of each symbol: its last record, its running session, its one-minute bars."""
 
 from k2.live.forms import BARS, LATEST, Form
-from k2.live.partition import Asked, Live, torn
+from k2.live.partition import Asked, Live, stored_whole
 from k2.live.pieces import Piece, aggregate, merge
 from k2.live.segments import BARS_AGE_MAX_NS
 
@@ -15,5 +15,5 @@ __all__ = [
     "Piece",
     "aggregate",
     "merge",
-    "torn",
+    "stored_whole",
 ]

@@ -21,7 +21,7 @@ from k2.live.segments import (
 )
 from k2.schemas import Kind
 
-__all__ = ["Asked", "Live", "torn"]
+__all__ = ["Asked", "Live", "stored_whole"]
 
 #: So many pieces are merged into one.
 PIECES_MAX = 8
@@ -66,7 +66,7 @@ class Live:
 
     def add(self, piece: Piece, next_offset: int) -> None:
         """Take what a batch says; the records below `next_offset` count then."""
-        self.next_offset = next_offset
+        self.next_offset = max(self.next_offset, next_offset)
         if piece.latest.num_rows:
             self._see([piece.bars])
             self._pieces.append(piece)
@@ -93,7 +93,8 @@ class Live:
 
     def writing(self, end: int) -> Writing:
         """What a checkpoint at offset `end` writes of what was taken; in a thread."""
-        found = Writing(self._families, self._segment, end)
+        # A rebuilt partition may count records that a checkpoint before the table's end does not.
+        found = Writing(self._families, self._segment, max(end, self.offset))
         piece = self.merged(self._taken)
         if piece.latest.num_rows:
             found.add(LATEST_SEGMENTS, LATEST[self.kind], piece.latest)
@@ -166,6 +167,18 @@ class Asked:
         return rows.filter(pc.and_(own, pc.equal(rows.column("exchange"), self.exchange)))
 
 
-def torn(segments: Mapping[Name, bytes], watermark: int) -> bool:
-    """Whether a checkpoint was cut short, so that segments are ahead of the mark."""
-    return any(through(segments[name]) > watermark for name in Families(segments).all_names())
+def stored_whole(segments: Mapping[Name, bytes], watermark: int, expected: bool) -> bool:
+    """Whether segments can be gone on with.
+
+    Args:
+        segments: of an epoch, those of other kinds too.
+        watermark: the epoch's mark; a segment ahead of it comes of a checkpoint cut short.
+        expected: whether symbols are known, so that there is something to be stored.
+
+    Returns:
+        False: a segment is ahead, so records behind the mark would count twice; or there is none.
+    """
+    families = Families(segments)
+    if expected and LATEST_SEGMENTS not in families:
+        return False
+    return all(through(segments[name]) <= watermark for name in families.all_names())

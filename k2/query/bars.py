@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from k2.errors import BadQuery
 
-__all__ = ["BARS", "DAY_NS", "INTERVAL_NS_MIN", "finish", "sql"]
+__all__ = ["BARS", "DAY_NS", "INTERVAL_NS_MIN", "divide", "finish", "sql"]
 
 DAY_NS = 86_400_000_000_000
 INTERVAL_NS_MIN = 1_000_000
@@ -92,7 +92,7 @@ def finish(
             int(high) * _HALF + int(low)
             for high, low in zip(columns["notional_high"], columns["notional_low"], strict=True)
         ]
-        vwaps = [_divide(n, v) for n, v in zip(notionals, volumes, strict=True)]
+        vwaps = [divide(n, v) for n, v in zip(notionals, volumes, strict=True)]
         arrays = [
             pa.array(starts, pa.int64()),
             *(batch.column(name).cast(_PRICE) for name in ("open", "high", "low", "close")),
@@ -107,7 +107,7 @@ def _decimal(unscaled: int) -> Decimal:
     return Decimal(unscaled).scaleb(-_SCALE, _EXACT)
 
 
-def _divide(notional: int, volume: int) -> int | None:
+def divide(notional: int, volume: int) -> int | None:
     """1e-16 units over 1e-8 units gives 1e-8 units, half away from zero; None for no volume."""
     if volume == 0:
         return None

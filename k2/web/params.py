@@ -57,6 +57,13 @@ class Parameters:
         value = self.text(name)
         return None if value is None else date(name, value)
 
+    def flag(self, name: str) -> bool:
+        """`true` or `false`; false where it is not given."""
+        value = self.text(name) or "false"
+        if value not in ("true", "false"):
+            raise BadQuery(name, f"{value!r} is neither true nor false")
+        return value == "true"
+
     def whole(self, name: str) -> int | None:
         value = self.text(name)
         if value is None:

@@ -10,6 +10,7 @@ from k2.lake.catalog import open_catalog
 from k2.query.engine import Engine
 from k2.web.answers import middlewares
 from k2.web.peers import Peers
+from k2.web.symbols import Symbols
 from k2.web.views import routes
 
 __all__ = ["peers"]
@@ -30,6 +31,7 @@ def ready() -> tuple[bool, dict[str, Any]]:
 
 
 app.web.web_app.middlewares.extend(middlewares())
+app.web.web_app.router.add_routes(Symbols(peers, lambda: ingest.partitions, app.settings).routes())
 app.web.web_app.router.add_routes(
     routes(Engine(open_catalog(app.settings), app.settings), ready=ready)
 )

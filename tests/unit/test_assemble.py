@@ -19,7 +19,7 @@ def test_record_whose_time_is_beyond_microseconds_is_kept(created: int) -> None:
     body = record(0, GOOD) + record(1, GOOD) + record(2, None)
     fetched = fetch(RecordBatch(100, 2, 3, created, created, False, body))
     decoded = DECODER.decode(fetched)
-    checked = assemble(TRADES, Source("c", "t", 0), decoded, {}, Rules(), 0, 0, 0)
+    checked = assemble(TRADES, Source("c", "t", 0), decoded, {}, Rules(), 0, 0, 0, 0)
     rejects = checked.rejects.select(["kafka_offset", "reason"]).sort_by("kafka_offset")
     assert rejects.to_pylist() == [
         {"kafka_offset": 101, "reason": "duplicate"},
@@ -38,7 +38,7 @@ JUMPS = of_values(*(framed({**TRADE, "sequence": sequence}) for sequence in (7, 
 def test_the_ledger_is_not_told_again_what_it_knows(gaps_from: int, told: list[int]) -> None:
     """Rows below its own offset are left out, whatever the other tables need."""
     decoded = DECODER.decode(JUMPS)
-    checked = assemble(TRADES, SOURCE, decoded, {}, Rules(), 0, 0, gaps_from)
+    checked = assemble(TRADES, SOURCE, decoded, {}, Rules(), 0, 0, gaps_from, 0)
     assert checked.gaps.schema == GAPS
     assert checked.gaps["kafka_offset"].to_pylist() == told
     assert [change.offset for change in checked.changes] == told
@@ -49,7 +49,7 @@ def test_the_ledger_is_not_told_again_what_it_knows(gaps_from: int, told: list[i
 
 def test_gaps_are_counted_by_exchange_and_severity_with_bounded_labels() -> None:
     """Two gaps opened, of 2 and of 9; an exchange that is not ours is "other"."""
-    checked = assemble(TRADES, SOURCE, DECODER.decode(JUMPS), {}, Rules(), 0, 0, 0)
+    checked = assemble(TRADES, SOURCE, DECODER.decode(JUMPS), {}, Rules(), 0, 0, 0, 0)
     for exchanges, label in (({"ASX"}, "ASX"), ({"SIM"}, "other")):
         counters = [c.labels(label, "warn") for c in (metrics.gaps_total, metrics.missing_total)]
         before = [counter._value.get() for counter in counters]

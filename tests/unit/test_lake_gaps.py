@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from k2.agents.assignment import Partition
 from k2.agents.lane import Lane
+from k2.tables.segments import Segments
 from pyiceberg.catalog import Catalog
 
 from k2.lake.audit import audit
@@ -17,6 +18,7 @@ from k2.lake.catalog import ensure_tables, gaps_name, load_table, open_catalog
 from k2.lake.commit import Sink
 from k2.lake.moves import Offsets
 from k2.lake.offsets import Source
+from k2.live import Live
 from k2.schemas import GAPS, TRADES
 from k2.sequence import Rules, gap_rows
 from k2.settings import Settings
@@ -127,7 +129,8 @@ def test_the_ledger_goes_on_at_the_greater_of_two_offsets(
         records_at=records_at,
         rejects_at=None,
         gaps_at=gaps_at,
-        states={},
+        sequences=Segments({}),
+        live=Live(TRADES, 0, lambda name, copied: None),
         epoch="",
         topic_id=None,
     )

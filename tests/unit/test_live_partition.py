@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k2.live import LATEST, Live, Piece, aggregate, torn
+from k2.live import LATEST, Live, Piece, aggregate, stored_whole
 from k2.live import segments as module
 from k2.live.forms import BAR_NS
 from k2.live.packed import pack, through, unpack
@@ -96,7 +96,7 @@ def test_an_answer_is_that_of_a_plain_fold_whatever_was_written_or_lost_meanwhil
         elif what == "restart":
             live = table.begin(kind)
             assert live.next_offset == table.watermark
-            assert not torn(table.epochs[table.whole], table.watermark)
+            assert stored_whole(table.epochs[table.whole], table.watermark, expected=False)
             again = batch(kind, records[table.watermark : b], table.watermark)
             live.add(aggregate(kind, *again), b)
     latest, bars = plain(kind, records)
@@ -167,10 +167,11 @@ def test_a_checkpoint_cut_short_is_seen() -> None:
     """A segment counts records behind the mark: they would count twice."""
     row = aggregate(TRADES, *batch(TRADES, [("S1", 1, 0, 1, E8, E8, True)], 7)).latest
     name = ("live", module.FORM, 1, 0)
-    assert not torn({name: pack(row, 8)}, 8)
-    assert torn({name: pack(row, 9)}, 8)
+    assert stored_whole({name: pack(row, 8)}, 8, expected=True)
+    assert not stored_whole({name: pack(row, 9)}, 8, expected=True)
     others: Mapping[Name, bytes] = {("sequences", 16, 0): pack(row, 9)}
-    assert not torn(others, 8)
+    assert stored_whole(others, 8, expected=False)
+    assert not stored_whole(others, 8, expected=True), "of an older release"
 
 
 def test_pieces_are_condensed_unless_a_checkpoint_has_taken_them() -> None:
@@ -194,9 +195,12 @@ def test_what_is_rebuilt_is_written_by_the_first_checkpoint() -> None:
     piece: Piece = aggregate(TRADES, *batch(TRADES, [("S1", 1, 0, 1, E8, E8, True)], 0))
     live = Live(TRADES, 5, lambda name, before: None, None, piece)
     assert live.offset == live.next_offset == 5
+    live.add(aggregate(TRADES, *batch(TRADES, [], 3)), 4)
+    assert live.next_offset == 5, "what the table holds counts, whatever is read again"
     live.take()
-    writing = live.writing(6)
+    writing = live.writing(4)
     assert sorted(str(name[0]) for name in writing.changed) == ["bars", "live"]
+    assert {through(value) for value in writing.changed.values()} == {5}
 
 
 def test_a_segment_that_is_gone_is_an_error_and_not_an_empty_answer() -> None:

@@ -1,0 +1,180 @@
+"""GET /v1/symbols/{exchange}/{symbol}: what is known live of a symbol, whichever worker is asked.
+
+The owner of the partition that the symbol's key falls into is asked first; where an exchange's
+producer chooses partitions otherwise, all owners are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from aiohttp import web
+from aiokafka.partitioner import murmur2
+from faust.types import TP
+
+from k2.agents.assignment import Partition
+from k2.errors import BadQuery, NotOwner, PeerUnavailable
+from k2.lake.offsets import Source
+from k2.schemas import KINDS
+from k2.settings import Settings
+from k2.web.answers import json_answer
+from k2.web.known import Part, answer, decode, encode, part_of
+from k2.web.params import Parameters
+from k2.web.peers import Owners, Peers
+
+__all__ = ["Symbols", "partition_of"]
+
+_PATH = "/v1/symbols/{exchange}/{symbol}"
+_INTERNAL = "/internal/symbol"
+
+#: Topic and partition.
+Place = tuple[str, int]
+
+
+def partition_of(exchange: str, symbol: str, partitions: int) -> int:
+    """Where Kafka's default partitioner puts a symbol's key."""
+    hashed: int = murmur2(f"{exchange}.{symbol}".encode())
+    return (hashed & 0x7FFFFFFF) % partitions
+
+
+class Symbols:
+    """Answers for the partitions of this worker, and asks the others for theirs."""
+
+    def __init__(
+        self, peers: Peers, partitions: Callable[[], Mapping[TP, Partition]], settings: Settings
+    ) -> None:
+        """`partitions`: those that this worker owns now."""
+        self._peers, self._partitions = peers, partitions
+        self._exchanges = settings.exchange_names
+        self._by_channel = frozenset(settings.exchanges_by_channel)
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get(_PATH, self._symbol, allow_head=False),
+            web.get(_INTERNAL, self._internal, allow_head=False),
+        ]
+
+    async def _symbol(self, request: web.Request) -> web.Response:
+        bars = Parameters(request.query, ("bars",)).flag("bars")
+        exchange, symbol = request.match_info["exchange"], request.match_info["symbol"]
+        if exchange not in self._exchanges:
+            raise web.HTTPNotFound(reason=f"no exchange {exchange!r}"[:200])
+        parts = await self._ask_all(exchange, symbol, bars)
+        known = await asyncio.to_thread(answer, exchange, symbol, parts, bars=bars)
+        if known is None:
+            raise web.HTTPNotFound(reason=f"no record of {exchange}.{symbol} is known"[:200])
+        return json_answer(request, known)
+
+    async def _ask_all(self, exchange: str, symbol: str, bars: bool) -> list[Part]:
+        """What the owners know of the symbol.
+
+        Raises:
+            PeerUnavailable: an owner does not answer, or nobody is known to own a partition.
+        """
+        numbers = self._numbers(exchange)
+        every = {(topic, p) for topic, count in numbers.items() for p in range(count)}
+        likely = {(t, partition_of(exchange, symbol, count)) for t, count in numbers.items()}
+        if exchange in self._by_channel:
+            likely = every
+        parts = await self._ask(likely, exchange, symbol, bars)
+        if not any(part.latest.num_rows for part in parts) and every != likely:
+            others = await self._ask(every - likely, exchange, symbol, bars)
+            parts += [part for part in others if part.latest.num_rows]
+        return parts
+
+    def _numbers(self, exchange: str) -> dict[str, int]:
+        """How many partitions each topic of an exchange has."""
+        owners = self._peers.owners().values()
+        topics = [kind.topic(exchange) for kind in KINDS]
+        return {t: sum(len(owned.get(t, ())) for owned in owners) for t in topics}
+
+    async def _ask(
+        self, places: Collection[Place], exchange: str, symbol: str, bars: bool
+    ) -> list[Part]:
+        for last_try in (False, True):
+            asked = _shared(self._peers.owners(), places)
+            asking = [
+                self._of(url, own, exchange, symbol, bars) for url, own in sorted(asked.items())
+            ]
+            try:
+                answers = await asyncio.gather(*asking)
+            except NotOwner as exc:  # the map may be old: look again once
+                if last_try:
+                    raise PeerUnavailable(str(exc)) from exc
+            else:
+                return sorted((part for parts in answers for part in parts), key=_source)
+        raise AssertionError("unreachable")
+
+    async def _of(
+        self, url: str, places: Sequence[Place], exchange: str, symbol: str, bars: bool
+    ) -> list[Part]:
+        if url == self._peers.own:
+            return await self._known(places, exchange, symbol, bars)
+        params = {
+            "exchange": exchange,
+            "symbol": symbol,
+            "places": ",".join(f"{topic}:{p}" for topic, p in places),
+            "bars": str(bars).lower(),
+        }
+        told = await self._peers.ask(url, _INTERNAL, params)
+        if told.status != 200:
+            raise PeerUnavailable(f"worker {url}: {told.status}")
+        return await asyncio.to_thread(decode, told.body)
+
+    async def _known(
+        self, places: Collection[Place], exchange: str, symbol: str, bars: bool
+    ) -> list[Part]:
+        """What this worker knows, as the owner.
+
+        Raises:
+            NotOwner: one of the partitions is not its own.
+            PeerUnavailable: partitions are being assigned.
+        """
+        self._peers.require_settled()
+        own, asked = self._partitions(), []
+        counter = "" if exchange in self._by_channel else symbol
+        for topic, number in places:
+            partition = own.get(TP(topic, number))
+            if partition is None:
+                raise NotOwner(f"{topic}[{number}] is not owned here")
+            try:
+                live = partition.live.ask(exchange, symbol, bars)
+            except LookupError as exc:  # the store is closed while partitions move
+                raise PeerUnavailable(f"{partition.source}: being assigned: {exc}") from exc
+            state = partition.sequences.states.get((exchange, counter))
+            asked.append((live, partition.source, state))
+
+        def parts() -> list[Part]:
+            return [part_of(*each, bars=bars) for each in asked]
+
+        return await asyncio.to_thread(parts)
+
+    async def _internal(self, request: web.Request) -> web.Response:
+        query = Parameters(request.query, ("exchange", "symbol", "places", "bars"))
+        places = [_place(text) for text in query.names("places") or ()]
+        parts = await self._known(
+            places, query.required("exchange"), query.required("symbol"), query.flag("bars")
+        )
+        body = await asyncio.to_thread(encode, parts)
+        return web.Response(body=body, content_type="application/json")
+
+
+def _source(part: Part) -> Source:
+    return part.source
+
+
+def _place(text: str) -> Place:
+    topic, _, number = text.rpartition(":")
+    if not topic or not number.isdecimal():
+        raise BadQuery("places", f"{text!r} is not TOPIC:PARTITION")
+    return topic, int(number)
+
+
+def _shared(owners: Owners, places: Collection[Place]) -> dict[str, list[Place]]:
+    """By owner, what it is asked for."""
+    found = {
+        url: sorted((t, p) for t, p in places if p in topics.get(t, ()))
+        for url, topics in owners.items()
+    }
+    return {url: own for url, own in found.items() if own}
