@@ -68,6 +68,12 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         self._seek = seek
         await self._seek_wait(self._ensure_consumer(), offsets)
 
+    def partitions_of(self, topic: str) -> int | None:
+        """How many a topic has, as the newest metadata says; None: unknown, or not started."""
+        # Faust's own number is known to the leader of the group only.
+        found = self._consumer.partitions_for_topic(topic) if self._consumer else None
+        return len(found) if found else None
+
     async def rejoin(self) -> None:
         """Leave the generation and join the group anew: partitions are read from Iceberg again."""
         await self.call_thread(self._rejoin)
@@ -191,6 +197,9 @@ class BatchConsumer(AIOKafkaConsumer):
         await self._source.drain()
         self._unacked_messages.clear()
         await self.commit_and_end_transactions()
+
+    def partitions_of(self, topic: str) -> int | None:
+        return self._thread.partitions_of(topic)
 
     async def rejoin(self) -> None:
         await self._thread.rejoin()

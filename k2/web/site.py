@@ -15,7 +15,7 @@ from k2.web.views import routes
 
 __all__ = ["peers"]
 
-peers = Peers(app, ingest.topics, lambda topic: app.consumer.topic_partitions(topic))
+peers = Peers(app, ingest.topics, lambda topic: app.consumer.partitions_of(topic))
 
 
 def ready() -> tuple[bool, dict[str, Any]]:
