@@ -25,6 +25,7 @@ COMMANDS = {
     "simulate": "k2.cli.feeds:simulate",
     "state": "k2.cli.state:state",
     "status": "k2.cli.query:status",
+    "symbol": "k2.cli.symbol:symbol",
     "trades": "k2.cli.query:trades",
     "up": "k2.cli.stack:up",
     "verify": "k2.cli.verify:verify",

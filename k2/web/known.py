@@ -97,7 +97,7 @@ def encode(parts: Sequence[Part]) -> bytes:
     return orjson.dumps(
         [
             {
-                "source": part.source,
+                "source": list(part.source),
                 "next_offset": part.next_offset,
                 "latest": base64.b64encode(pack(part.latest, part.next_offset)).decode(),
                 "bars": base64.b64encode(pack(part.bars, part.next_offset)).decode(),

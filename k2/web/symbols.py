@@ -63,7 +63,8 @@ class Symbols:
         parts = await self._ask_all(exchange, symbol, bars)
         known = await asyncio.to_thread(answer, exchange, symbol, parts, bars=bars)
         if known is None:
-            raise web.HTTPNotFound(reason=f"no record of {exchange}.{symbol} is known"[:200])
+            key = f"{exchange}.{symbol}"
+            raise web.HTTPNotFound(reason=f"no record of {key!r} is known"[:200])
         return json_answer(request, known)
 
     async def _ask_all(self, exchange: str, symbol: str, bars: bool) -> list[Part]:
