@@ -13,6 +13,7 @@ __all__ = [
     "decoded_batches_total",
     "gaps_total",
     "inflight_bytes",
+    "instruments_bad_total",
     "lag_records",
     "missing_total",
     "query_seconds",
@@ -37,5 +38,8 @@ lag_records = Gauge("k2_lag_records", "Records behind the log's end.", ["topic",
 decode_seconds = Histogram("k2_decode_seconds", "Decoding of one fetch.")
 decoded_batches_total = Counter(
     "k2_decoded_batches_total", "Record batches decoded, as a block or by records.", ["path"]
+)
+instruments_bad_total = Counter(
+    "k2_instruments_bad_total", "Values on the topic of instruments that are none."
 )
 query_seconds = Histogram("k2_query_seconds", "A query, until its first rows.", ["resource"])

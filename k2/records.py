@@ -1,16 +1,17 @@
-"""The records on the wire: what a trade and a quote are, in one place.
+"""The records on the wire: what a trade, a quote and an instrument are, in one place.
 
 Avro schemas derive from these classes; Arrow and Iceberg schemas derive from them in
 `k2.schemas`. Times are nanoseconds since the epoch, UTC. Prices and sizes are exact decimals.
 """
 
+import datetime as dt
 import enum
 from dataclasses import dataclass
 from typing import Optional
 
 from dataclasses_avroschema import AvroModel, types
 
-__all__ = ["PRICE_PRECISION", "PRICE_SCALE", "Quote", "Side", "Trade"]
+__all__ = ["PRICE_PRECISION", "PRICE_SCALE", "Instrument", "Quote", "Side", "Trade"]
 
 PRICE_PRECISION = 18
 PRICE_SCALE = 8
@@ -61,6 +62,24 @@ class Quote(AvroModel):
     ask_size: Optional[Amount] = None  # type: ignore[valid-type]  # noqa: UP045
     conditions: Optional[str] = None  # noqa: UP045
     venue: Optional[str] = None  # noqa: UP045
+
+    class Meta:
+        namespace = "k2"
+
+
+@dataclass
+class Instrument(AvroModel):
+    """Reference data of what is traded under a symbol; null is what is not known."""
+
+    exchange: str
+    symbol: str
+    name: Optional[str] = None  # noqa: UP045
+    isin: Optional[str] = None  # noqa: UP045
+    company_id: Optional[str] = None  # noqa: UP045 - whoever gives it away
+    tick_size: Optional[Amount] = None  # type: ignore[valid-type]  # noqa: UP045 - of a price
+    lot_size: Optional[Amount] = None  # type: ignore[valid-type]  # noqa: UP045 - of a size
+    listed: Optional[dt.date] = None  # noqa: UP045 - first day of trading, the exchange's date
+    delisted: Optional[dt.date] = None  # noqa: UP045 - first day without
 
     class Meta:
         namespace = "k2"

@@ -8,12 +8,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from k2.records import Quote, Side, Trade
+from k2.records import Instrument, Quote, Side, Trade
 
 __all__ = [
     "GAPS",
     "GAP_KINDS",
     "GAP_STATUSES",
+    "INSTRUMENTS",
+    "INSTRUMENT_AVRO",
     "KINDS",
     "QUOTES",
     "REJECTS",
@@ -86,6 +88,8 @@ def _arrow_type(avro: Any) -> pa.DataType:
     if isinstance(avro, dict):
         if avro.get("logicalType") == "decimal":
             return pa.decimal128(avro["precision"], avro["scale"])
+        if avro.get("logicalType") == "date":
+            return pa.date32()
         if avro["type"] == "enum":
             return pa.string()
         return _arrow_type(avro["type"])
@@ -98,9 +102,13 @@ def _arrow_field(avro: dict[str, Any]) -> pa.Field:
     )
 
 
-def _kind(name: str, record: type[Trade | Quote]) -> Kind:
+def _derived(record: type[Trade | Quote | Instrument]) -> tuple[dict[str, Any], pa.Schema]:
     avro = json.loads(record.avro_schema())
-    columns = pa.schema([_arrow_field(field) for field in avro["fields"]])
+    return avro, pa.schema([_arrow_field(field) for field in avro["fields"]])
+
+
+def _kind(name: str, record: type[Trade | Quote]) -> Kind:
+    avro, columns = _derived(record)
     table = [
         columns.field("exchange"),
         columns.field("symbol"),
@@ -118,6 +126,9 @@ def _kind(name: str, record: type[Trade | Quote]) -> Kind:
 TRADES = _kind("trades", Trade)
 QUOTES = _kind("quotes", Quote)
 KINDS = (TRADES, QUOTES)
+
+#: Reference data is no kind: it is not counted by sequences, and only the newest value of a key is.
+INSTRUMENT_AVRO, INSTRUMENTS = _derived(Instrument)
 
 #: The Iceberg table of rejects. `reason` is a fixed word, `detail` says what exactly was wrong.
 REJECTS = pa.schema(

@@ -10,6 +10,8 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import ConfigResource
+from confluent_kafka.admin._resource import ResourceType
 from confluent_kafka.cimpl import NewTopic
 
 from k2.errors import BrokerUnavailable, K2Error, SettingError, TopicMissing
@@ -19,16 +21,20 @@ from k2.settings import Settings
 
 __all__ = [
     "GAPS_TOPIC",
+    "INSTRUMENTS_TOPIC",
     "REJECTS_TOPIC",
     "check_topics",
     "cluster_id",
     "ensure_topics",
+    "require_instruments",
     "topic_ids",
 ]
 
 ANSWER_TIMEOUT_S = 5.0
 REJECTS_TOPIC = "market.rejects"
 GAPS_TOPIC = "market.gaps"
+#: One partition: every worker reads all of it, and its offsets are one order of all changes.
+INSTRUMENTS_TOPIC = "market.instruments"
 
 
 def _metadata(settings: Settings) -> Any:
@@ -123,14 +129,16 @@ def check_topics(settings: Settings) -> None:
         BrokerUnavailable: nobody answers within seconds; names the address.
         TopicMissing: a topic does not exist.
         SettingError: a topic has another number of partitions than the setting.
+        K2Error: the topic of instruments is not as it must be.
     """
     existing = _metadata(settings).topics
     wanted = _feed_topics(settings)
-    if missing := [name for name in wanted if name not in existing]:
+    if missing := [name for name in [*wanted, INSTRUMENTS_TOPIC] if name not in existing]:
         raise TopicMissing(
             f"{', '.join(missing)}: no such topic at {settings.broker}; `k2 init` creates them"
         )
     _check_partitions(wanted, existing, settings)
+    _check_instruments(existing, settings)
 
 
 def _feed_topics(settings: Settings) -> list[str]:
@@ -148,6 +156,44 @@ def _check_partitions(names: list[str], existing: Any, settings: Settings) -> No
             )
 
 
+def require_instruments(settings: Settings) -> None:
+    """See that the topic of instruments is there, of one partition, and compacted.
+
+    Raises:
+        BrokerUnavailable: nobody answers within seconds; names the address.
+        TopicMissing: it does not exist.
+        K2Error: it is not as it must be.
+    """
+    existing = _metadata(settings).topics
+    if INSTRUMENTS_TOPIC not in existing:
+        raise TopicMissing(
+            f"{INSTRUMENTS_TOPIC}: no such topic at {settings.broker}; `k2 init` creates it"
+        )
+    _check_instruments(existing, settings)
+
+
+def _check_instruments(existing: Any, settings: Settings) -> None:
+    # Else the broker drops instruments with time.
+    count = len(existing[INSTRUMENTS_TOPIC].partitions)
+    if count != 1:
+        raise K2Error(f"{INSTRUMENTS_TOPIC}: {count} partitions at {settings.broker}, not 1")
+    client = _admin(settings)  # its answers end with it
+    try:
+        asked = client.describe_configs([ConfigResource(ResourceType.TOPIC, INSTRUMENTS_TOPIC)])
+        (answer,) = asked.values()
+        found = answer.result(ANSWER_TIMEOUT_S).get("cleanup.policy")
+    except KafkaException as exc:
+        why = settings.hide(exc.args[0].str())
+        raise BrokerUnavailable(
+            f"{INSTRUMENTS_TOPIC}: {settings.broker} does not tell its configuration: {why}"
+        ) from exc
+    if found is None or found.value != "compact":
+        raise K2Error(
+            f"{INSTRUMENTS_TOPIC}: cleanup.policy is {found.value if found else None} at "
+            f"{settings.broker}, not compact: the broker would forget instruments"
+        )
+
+
 def ensure_topics(settings: Settings) -> list[str]:
     """Create the topics that do not exist yet; those that do are left as they are.
 
@@ -157,15 +203,18 @@ def ensure_topics(settings: Settings) -> list[str]:
     Raises:
         BrokerUnavailable: nobody answers within seconds.
         SettingError: a topic has another number of partitions than the setting.
-        K2Error: the broker refused to create a topic.
+        K2Error: the broker refused to create a topic, or that of instruments is not as it must be.
     """
     existing = _metadata(settings).topics
     wanted = _feed_topics(settings)
     _check_partitions([name for name in wanted if name in existing], existing, settings)
-    missing = [name for name in [*wanted, REJECTS_TOPIC, GAPS_TOPIC] if name not in existing]
+    if INSTRUMENTS_TOPIC in existing:
+        _check_instruments(existing, settings)
+    all_of_them = [*wanted, REJECTS_TOPIC, GAPS_TOPIC, INSTRUMENTS_TOPIC]
+    missing = [name for name in all_of_them if name not in existing]
     if not missing:
         return []
-    requests = [NewTopic(name, settings.partitions, settings.replication) for name in missing]
+    requests = [_request(name, settings) for name in missing]
     admin, created = _admin(settings), []
     for name, request in admin.create_topics(requests, request_timeout=30.0).items():
         try:
@@ -177,8 +226,14 @@ def ensure_topics(settings: Settings) -> list[str]:
                 raise K2Error(
                     f"{name}: the broker did not create the topic: {exc.args[0].str()}"
                 ) from exc
-    _await_known(wanted, settings)
+    _await_known([*wanted, INSTRUMENTS_TOPIC], settings)
     return created
+
+
+def _request(name: str, settings: Settings) -> NewTopic:
+    if name == INSTRUMENTS_TOPIC:
+        return NewTopic(name, 1, settings.replication, config={"cleanup.policy": "compact"})
+    return NewTopic(name, settings.partitions, settings.replication)
 
 
 def _await_known(names: list[str], settings: Settings) -> None:
@@ -191,4 +246,4 @@ def _await_known(names: list[str], settings: Settings) -> None:
                 f"within {ANSWER_TIMEOUT_S:g} s"
             )
         time.sleep(0.05)
-    _check_partitions(names, existing, settings)
+    _check_partitions(_feed_topics(settings), existing, settings)

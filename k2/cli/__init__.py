@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "k2.cli.demo:demo",
     "gaps": "k2.cli.gaps:gaps",
     "init": "k2.cli.stack:init",
+    "instruments": "k2.cli.instruments:instruments",
     "load": "k2.cli.feeds:load",
     "offsets": "k2.cli.offsets:offsets",
     "quotes": "k2.cli.query:quotes",

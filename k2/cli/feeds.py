@@ -1,4 +1,4 @@
-"""`k2 load` and `k2 simulate`: trades and quotes into Kafka, from files or made up."""
+"""`k2 load` and `k2 simulate`: records into Kafka, from files or made up."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from k2.errors import FeedError
 from k2.feeds.asx import BadRow, read
+from k2.feeds.instruments import read_instruments
 from k2.feeds.producer import Produced, produce
 from k2.feeds.simulate import Simulation
-from k2.schemas import KINDS, QUOTES, TRADES, Kind
+from k2.schemas import KINDS, QUOTES, TRADES
 from k2.settings import Settings
 from k2.settings import load as load_settings
+from k2.topics import INSTRUMENTS_TOPIC
 
 __all__ = ["load", "simulate"]
 
@@ -31,37 +33,60 @@ _RATE_HELP = "Records per second; default: as fast as the broker takes them."
 
 @click.command()
 @click.option(
-    "--format", "kind_of_file", type=click.Choice(["asx"]), required=True, help="File format."
+    "--format",
+    "kind_of_file",
+    type=click.Choice(["asx"]),
+    help="Format of trades and quotes; of instruments the header tells.",
 )
 @click.option(
     "--kind",
     "name",
-    type=click.Choice([kind.name for kind in KINDS]),
+    type=click.Choice([*(kind.name for kind in KINDS), "instruments"]),
     required=True,
     help="What the files hold.",
 )
-@click.option("--symbol", required=True, help="Symbol of every row, such as BHP.")
-@click.option("--exchange", default="ASX", show_default=True, help="Exchange of every row.")
+@click.option("--symbol", help="Symbol of every trade or quote, such as BHP.")
+@click.option(
+    "--exchange",
+    default="ASX",
+    show_default=True,
+    help="Exchange of every row; of instruments, where the file does not say.",
+)
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help=_RATE_HELP)
 @click.option("--json", "as_json", is_flag=True, help=_JSON_HELP)
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 def load(
-    kind_of_file: str,
+    kind_of_file: str | None,
     name: str,
-    symbol: str,
+    symbol: str | None,
     exchange: str,
     rate: float | None,
     as_json: bool,
     files: tuple[Path, ...],
 ) -> None:
-    """Load FILEs with trades or quotes of one symbol into the exchange's topic.
+    """Load FILEs with trades or quotes of one symbol into the exchange's topic; or instruments.
 
     Every FILE is read before the first row is sent. Bad rows are listed as file:line: reason and
     left out; the rest is sent, and the exit code is 1. A row's number within its day is its
     sequence: a bad row shows as a gap, which the repaired file fills when it is loaded again. Name
     all FILEs of a day at once, in their order.
+
+    Instruments come as CSV with a header: ASX's company_info.csv, or columns named as in
+    /v1/instruments, in any order, symbol and whatever is known. The newest row of a symbol counts,
+    and replaces all of the former one.
+
+    \b
+    k2 load --kind trades --format asx --symbol BHP 7078.csv
+    k2 load --kind instruments company_info.csv
     """
     settings = load_settings()
+    if name == "instruments":
+        if kind_of_file or symbol or rate:
+            raise click.UsageError("--format, --symbol and --rate are not for instruments")
+        _load_instruments(files, exchange, settings, as_json)
+        return
+    if not (kind_of_file and symbol):
+        raise click.UsageError(f"--kind {name} needs --format and --symbol")
     (kind,) = (kind for kind in KINDS if kind.name == name)
     tables: list[pa.Table] = []
     bad: list[BadRow] = []
@@ -73,12 +98,35 @@ def load(
     total = sum(table.num_rows for table in tables)
     topic = kind.topic(exchange)
     done = _produce(tables, total, topic, settings, rate)
+    _finish(done, name, topic, as_json, bad, files)
+
+
+def _load_instruments(
+    files: tuple[Path, ...], exchange: str, settings: Settings, as_json: bool
+) -> None:
+    read = [read_instruments(path, exchange) for path in files]
+    tables = [table for table, _ in read]
+    bad = [row for _, rows in read for row in rows]
+    total = sum(table.num_rows for table in tables)
+    done = _produce(tables, total, INSTRUMENTS_TOPIC, settings, None)
+    _finish(done, "instruments", INSTRUMENTS_TOPIC, as_json, bad, files)
+
+
+def _finish(
+    done: Produced,
+    name: str,
+    topic: str,
+    as_json: bool,
+    bad: list[BadRow],
+    files: tuple[Path, ...],
+) -> None:
+    """Tell what was sent and what was not; the exit code is 1 if there was a bad row."""
     for row in bad[:BAD_ROWS_SHOWN]:
         click.echo(f"{row.file}:{row.line}: {row.reason}", err=True)
     if bad:
         shown = f", the first {BAD_ROWS_SHOWN} shown" if len(bad) > BAD_ROWS_SHOWN else ""
         click.echo(f"bad rows left out: {len(bad)}{shown}", err=True)
-    _summary(done, kind, topic, as_json, {"bad_rows": len(bad), "files": len(files)})
+    _summary(done, name, topic, as_json, {"bad_rows": len(bad), "files": len(files)})
     if bad:
         sys.exit(1)
 
@@ -163,7 +211,7 @@ def simulate(
             raise FeedError(f"{journal}: cannot be written: {exc.strerror or exc}") from exc
     for kind, done in sent.items():
         more = {"date": day.isoformat(), "seed": seed} | faults
-        _summary(done, kind, kind.topic(exchange), as_json, more)
+        _summary(done, kind.name, kind.topic(exchange), as_json, more)
 
 
 def _produce(
@@ -181,12 +229,10 @@ def _produce(
         return produce(tables, topic, settings, lambda n: bar.update(task, completed=n), rate)
 
 
-def _summary(
-    done: Produced, kind: Kind, topic: str, as_json: bool, more: dict[str, object]
-) -> None:
+def _summary(done: Produced, name: str, topic: str, as_json: bool, more: dict[str, object]) -> None:
     speed = done.count / done.seconds if done.seconds else 0.0
     click.echo(
-        f"{done.count:,} {kind.name} ({done.bytes:,} bytes) to {topic} "
+        f"{done.count:,} {name} ({done.bytes:,} bytes) to {topic} "
         f"in {done.seconds:.2f} s: {speed:,.0f} a second",
         err=True,
     )

@@ -22,9 +22,9 @@ from k2.dev.server import Running
 from k2.errors import K2Error, SettingError
 from k2.lake.catalog import ensure_tables, open_catalog
 from k2.registry import open_registry
-from k2.schemas import KINDS
+from k2.schemas import INSTRUMENT_AVRO, KINDS
 from k2.settings import EVERYWHERE, Settings
-from k2.topics import cluster_id, ensure_topics
+from k2.topics import INSTRUMENTS_TOPIC, cluster_id, ensure_topics
 
 __all__ = ["Stack", "init", "set_aside_tables"]
 
@@ -49,6 +49,7 @@ def init(settings: Settings) -> list[str]:
     for kind in KINDS:
         for exchange in settings.exchange_names:
             registry.register(f"{kind.topic(exchange)}-value", kind.avro)
+    registry.register(f"{INSTRUMENTS_TOPIC}-value", INSTRUMENT_AVRO)
     return created
 
 

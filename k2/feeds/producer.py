@@ -1,19 +1,21 @@
-"""Trades or quotes to Kafka, through librdkafka: encoded in bulk, keyed by symbol, order kept."""
+"""Records to Kafka, through librdkafka: encoded in bulk, keyed by symbol, order kept."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 from confluent_kafka import KafkaException, Producer
 
 from k2.errors import BrokerUnavailable, FeedError, TopicMissing
-from k2.schemas import kind_of
+from k2.schemas import INSTRUMENT_AVRO, kind_of
 from k2.security import client_options
 from k2.settings import Settings
+from k2.topics import INSTRUMENTS_TOPIC
 
 __all__ = ["Produced", "produce"]
 
@@ -53,8 +55,8 @@ def produce(
     """Send every row, in order per key, and wait until the broker has acknowledged all.
 
     Args:
-        tables: with the columns of the topic's kind, any number of rows each.
-        topic: of trades or quotes; must exist.
+        tables: with the columns of the topic's records, any number of rows each.
+        topic: of trades, quotes or instruments; must exist.
         settings: broker, and where the schema registry is.
         progress: called with the number of records handed over so far.
         rate: records per second, above 0; None: as fast as the broker takes them.
@@ -66,13 +68,11 @@ def produce(
         FeedError: rate is not above 0, the topic is of no kind, or some records were not
             acknowledged.
     """
-    from k2.codec import encode
     from k2.registry import open_registry
 
     if rate is not None and rate <= 0:
         raise FeedError(f"rate: {rate} records/s is not above 0")
-    if (kind := kind_of(topic)) is None:
-        raise FeedError(f"{topic} is no topic of trades or quotes")
+    avro, encode = _encoding(topic)
     failures: list[str] = []
 
     def delivered(error: Any, _: Any) -> None:
@@ -88,7 +88,7 @@ def produce(
         }
     )
     _require_topic(producer, topic, settings.broker)
-    schema_id = open_registry(settings).register(f"{topic}-value", kind.avro)
+    schema_id = open_registry(settings).register(f"{topic}-value", avro)
     # A paced feed goes out in steps of 20 ms rather than in bursts.
     rows_max = SLICE_ROWS if rate is None else max(1, min(SLICE_ROWS, int(rate / 50)))
     count = size = 0
@@ -96,7 +96,7 @@ def produce(
     for table in tables:
         for first in range(0, table.num_rows, rows_max):
             piece = table.slice(first, rows_max)
-            buffer, offsets = encode(kind, piece, schema_id)
+            buffer, offsets = encode(piece, schema_id)
             _send(producer, topic, piece, bytes(buffer), offsets.tolist())
             count += piece.num_rows
             size += len(buffer)
@@ -118,6 +118,17 @@ def produce(
             f"{settings.broker}; first: {why}"
         )
     return Produced(count, size, time.monotonic() - start)
+
+
+def _encoding(topic: str) -> tuple[dict[str, Any], Callable[[pa.Table, int], tuple[Any, Any]]]:
+    """The schema of a topic's values, and what makes them of rows and a schema id."""
+    from k2.codec import encode, encode_instruments
+
+    if topic == INSTRUMENTS_TOPIC:
+        return INSTRUMENT_AVRO, encode_instruments
+    if (kind := kind_of(topic)) is None:
+        raise FeedError(f"{topic} is no topic of trades, quotes or instruments")
+    return kind.avro, partial(encode, kind)
 
 
 def _require_topic(producer: Producer, topic: str, broker: str) -> None:

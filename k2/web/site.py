@@ -8,6 +8,9 @@ from k2.agents.worker import ingest
 from k2.app import app
 from k2.lake.catalog import open_catalog
 from k2.query.engine import Engine
+from k2.registry import open_registry
+from k2.tables.instruments import Instruments, table
+from k2.web import instruments
 from k2.web.answers import middlewares
 from k2.web.peers import Peers
 from k2.web.symbols import Symbols
@@ -34,4 +37,7 @@ app.web.web_app.middlewares.extend(middlewares())
 app.web.web_app.router.add_routes(Symbols(peers, lambda: ingest.partitions, app.settings).routes())
 app.web.web_app.router.add_routes(
     routes(Engine(open_catalog(app.settings), app.settings), ready=ready)
+)
+app.web.web_app.router.add_routes(
+    instruments.routes(Instruments(table, open_registry(app.settings)))
 )

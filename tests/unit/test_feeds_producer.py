@@ -104,7 +104,7 @@ def test_every_record_arrives_in_order_under_its_key(broker: str, tmp_path: Path
 
 def test_a_topic_of_no_kind_is_refused(tmp_path: Path) -> None:
     """What is sent there, nobody could say the schema of."""
-    with pytest.raises(FeedError, match=r"market\.rejects is no topic of trades or quotes"):
+    with pytest.raises(FeedError, match=r"market\.rejects is no topic of trades, quotes or"):
         produce([], "market.rejects", Settings(data=tmp_path))
 
 
