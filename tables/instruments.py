@@ -58,7 +58,7 @@ class InstrumentsTable(faust.GlobalTable):
         super().__init__(
             app,
             name="instruments",
-            store="memory://",
+            store="memory://instruments",  # without a name Faust takes it for none
             key_type=bytes,
             value_type=bytes,
             changelog_topic=topic,

@@ -12,9 +12,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from confluent_kafka import Producer
 
 from k2.changelog import Changelog
+from k2.dev.kafka import Kafka
 from k2.logs import Logs
+from k2.security import client_options
 from k2.settings import Settings
 from k2.topics import INSTRUMENTS_TOPIC
 from tests.integration.parts import Worker, environment, get, k2, metric, rows_of, until
@@ -57,9 +60,8 @@ def test_every_worker_knows_what_the_topic_says(
         for symbol, (name, isin, company) in NAMES.items()
     }  # fmt: skip
     for _ in range(2):
-        assert json.loads(_k2(lake, "load", "--kind", "instruments", "--json", str(FILE)).stdout)[
-            "count"
-        ] == len(NAMES)
+        done = _k2(lake, "load", "--kind", "instruments", "--json", str(FILE))
+        assert json.loads(done.stdout)["count"] == len(NAMES)
         _await(workers, expected)
     assert _records(lake) == 2 * len(NAMES)  # and Faust has added none
 
@@ -107,7 +109,7 @@ def test_every_worker_knows_what_the_topic_says(
     with Worker(lake, "three") as three:  # one more than needed: four partitions, three workers
         three.await_ready()
         _await((*workers, three), expected)
-        _k2(lake, "load", "--kind", "instruments", str(more.with_name("more.csv")), code=1)
+        _k2(lake, "load", "--kind", "instruments", str(more), code=1)
         _k2(lake, "instruments", "remove", "X.A/B")
         del expected["A/B"]
         _await((*workers, three), expected)
@@ -145,6 +147,23 @@ def test_a_bad_record_is_left_out_and_hurts_nobody(
     _await((one, two), dict.fromkeys(("BHP", "DVN", "MWR")))
 
 
+def test_a_transaction_at_the_end_of_the_topic_keeps_no_worker_waiting(
+    kafka: tuple[Settings, Kafka],
+) -> None:
+    """Its marker is a record that nobody is given, and Faust waits for the last one."""
+    settings, _ = kafka
+    _k2(settings, "load", "--kind", "instruments", str(FILE))
+    producer = Producer(client_options(settings) | {"transactional.id": "elsewhere"})
+    producer.init_transactions()
+    producer.begin_transaction()
+    producer.produce(INSTRUMENTS_TOPIC, None, b"ASX.RIO")
+    producer.commit_transaction()
+    with Worker(settings) as worker:
+        worker.await_ready()
+        _await((worker,), dict.fromkeys(("BHP", "DVN", "MWR")))
+        worker.terminate()
+
+
 def _await(workers: tuple[Worker, ...], expected: dict[str, Any]) -> None:
     """Until every worker answers this; with None for a row, its symbol is enough."""
     for worker in workers:
@@ -176,7 +195,7 @@ def _require_views(worker: Worker, expected: dict[str, Any]) -> None:
     """Both views, in every form, and what is not there."""
     url = f"{worker.url}/v1/instruments"
     status, headers, body = get(f"{url}/ASX/BHP")
-    assert (status, headers["Content-Type"]) == (200, "application/json; charset=utf-8")
+    assert (status, headers["Content-Type"]) == (200, "application/json")
     assert json.loads(body) == expected["BHP"]
     assert json.loads(get(f"{url}/X/A%2FB")[2]) == expected["A/B"]
     status, headers, body = get(f"{url}/ASX/DVN")

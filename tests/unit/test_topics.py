@@ -12,13 +12,22 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from k2.agents.reach import require_known
 
-from k2.dev.broker import free_port
-from k2.errors import BrokerUnavailable, SettingError, TopicMissing, TopicRecreated
+from k2.dev.broker import Embedded, free_port
+from k2.errors import BrokerUnavailable, K2Error, SettingError, TopicMissing, TopicRecreated
 from k2.lake.offsets import Source, Topic, anew
 from k2.logs import Log, Logs
 from k2.security import client_options
 from k2.settings import Settings
-from k2.topics import _no_id, _text, check_topics, cluster_id, ensure_topics, topic_ids
+from k2.topics import (
+    INSTRUMENTS_TOPIC,
+    _no_id,
+    _text,
+    check_topics,
+    cluster_id,
+    ensure_topics,
+    require_instruments,
+    topic_ids,
+)
 
 if TYPE_CHECKING:
     from conftest import Broker
@@ -54,6 +63,32 @@ def test_another_number_of_partitions_is_refused(broker: Broker, tmp_path: Path)
     for check in (check_topics, ensure_topics):
         with pytest.raises(SettingError, match=r"partitions: 5.*market\.trades\.t3 has 3"):
             check(other)
+
+
+@pytest.mark.parametrize(
+    ("partitions", "policy", "why"),
+    [(1, "delete", "cleanup.policy is delete .*, not compact"), (3, "compact", "3 partitions")],
+)
+def test_instruments_that_would_be_forgotten_are_refused(
+    tmp_path: Path, partitions: int, policy: str, why: str
+) -> None:
+    """Their topic must be compacted, and of one partition; one that is not is left as it is."""
+    with Embedded(tmp_path) as own:
+        settings = Settings(data=tmp_path, broker=own.address, exchanges="T", partitions=1)
+        with pytest.raises(TopicMissing, match=r"market\.instruments: no such topic.*`k2 init`"):
+            require_instruments(settings)
+        ensure_topics(settings)
+        for check in (check_topics, require_instruments):
+            check(settings)
+        admin = AdminClient(client_options(settings))
+        admin.delete_topics([INSTRUMENTS_TOPIC])[INSTRUMENTS_TOPIC].result(10)
+        with pytest.raises(TopicMissing, match=r"market\.instruments: no such topic"):
+            check_topics(settings)
+        other = NewTopic(INSTRUMENTS_TOPIC, partitions, 1, config={"cleanup.policy": policy})
+        admin.create_topics([other])[INSTRUMENTS_TOPIC].result(10)
+        for check in (check_topics, ensure_topics, require_instruments):
+            with pytest.raises(K2Error, match=rf"market\.instruments: {why}"):
+                check(settings)
 
 
 def test_an_absent_broker_is_named_within_seconds() -> None:
