@@ -20,6 +20,7 @@ from typing import Any
 
 import faust
 import pyarrow as pa
+from aiokafka.errors import IllegalStateError
 from faust.types import TP
 
 from k2 import metrics
@@ -29,6 +30,9 @@ from k2.codec.instruments import key_of, table_of
 from k2.topics import INSTRUMENTS_TOPIC
 
 __all__ = ["Instruments", "InstrumentsTable", "table"]
+
+#: How long nothing more must have come; Faust itself looks every 5 s whether it has all.
+MARKER_LOOK_S = 1.0
 
 _LOG = logging.getLogger(__name__)
 
@@ -92,6 +96,33 @@ class InstrumentsTable(faust.GlobalTable):
     async def on_recovery_completed(self, active_tps: set[TP], standby_tps: set[TP]) -> None:
         await super().on_recovery_completed(active_tps, standby_tps)
         self.complete = True
+
+    @faust.Service.task
+    async def _pass_markers(self) -> None:
+        """Let a recovery end behind which only markers of transactions are left.
+
+        Faust waits for the last offset, and a marker is given to nobody. What it waits for is
+        lowered, not what was read raised: at worst the recovery ends a moment early.
+        """
+        recovery = self.app.tables.recovery
+        before: dict[TP, int | None] = {}
+        while not self.should_stop:
+            await self.sleep(MARKER_LOOK_S)
+            read = {tp: recovery.active_offsets.get(tp) for tp in recovery.actives_for_table[self]}
+            for tp, offset in read.items() if recovery.in_recovery else ():
+                highwater = recovery.active_highwaters.get(tp)
+                if offset is None or highwater is None or offset >= highwater:
+                    continue
+                if before.get(tp) == offset and await self._position(tp) > highwater:
+                    recovery.active_highwaters[tp] = offset
+            before = read
+
+    async def _position(self, tp: TP) -> int:
+        try:
+            position: int | None = await self.app.consumer.position(tp)
+        except IllegalStateError:  # no longer assigned
+            return -1
+        return -1 if position is None else position
 
     def send_changelog(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse: the topic is not ours to write."""
