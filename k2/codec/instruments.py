@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 from collections.abc import Iterable
+from decimal import Decimal
 from typing import Any
 
 import fastavro
@@ -14,10 +16,14 @@ import pyarrow as pa
 from k2.codec.decode import WriterSchemas
 from k2.codec.framing import check_datum
 from k2.codec.layout import FRAME_BYTES
+from k2.records import PRICE_PRECISION, PRICE_SCALE
 from k2.schemas import INSTRUMENT_AVRO, INSTRUMENTS
 
 __all__ = ["InstrumentReader", "encode_instruments", "key_of", "table_of"]
 
+_FIELDS = tuple(INSTRUMENTS)
+_STEP = Decimal(1).scaleb(-PRICE_SCALE)
+_LIMIT = Decimal(10) ** (PRICE_PRECISION - PRICE_SCALE)
 _SCHEMA = fastavro.parse_schema(INSTRUMENT_AVRO)
 
 
@@ -68,15 +74,14 @@ class InstrumentReader:
         try:
             end = check_datum(schema, names, datum)
             found: Any = fastavro.schemaless_reader(io.BytesIO(datum), schema, _SCHEMA)
-            # Arrow takes no text for a date, and no digit more than a decimal has.
-            (row,) = pa.Table.from_pylist([found], INSTRUMENTS).to_pylist()
+            row = {field.name: _checked(field, found[field.name]) for field in _FIELDS}
         except Exception as exc:  # fastavro raises whatever Python raises on bad bytes
             raise ValueError(f"{type(exc).__name__}: {exc}") from exc
         if end != len(datum):
             raise ValueError(f"{len(datum) - end} bytes behind the value")
         if key_of(row["exchange"], row["symbol"]) != key:
             raise ValueError(f"it is {row['exchange']}.{row['symbol']}, not what its key says")
-        return dict(row)
+        return row
 
     def _writer(self, schema_id: int) -> tuple[Any, dict[str, Any]]:
         if schema_id not in self._parsed:
@@ -89,6 +94,18 @@ class InstrumentReader:
             except Exception as exc:  # a registry holds any JSON; fastavro raises as many kinds
                 raise ValueError(f"schema id {schema_id}: {type(exc).__name__}: {exc}") from exc
         return self._parsed[schema_id]
+
+
+def _checked(field: pa.Field, value: Any) -> Any:
+    """The value, if its column can hold exactly that: another writer may mean another type."""
+    if value is None and field.nullable:
+        return None
+    if pa.types.is_decimal(field.type) and isinstance(value, Decimal):
+        if abs(value) < _LIMIT and (whole := value.quantize(_STEP)) == value:
+            return whole
+    elif type(value) is (dt.date if pa.types.is_date(field.type) else str):
+        return value
+    raise ValueError(f"{field.name}: {value!r} is no {field.type}")
 
 
 def table_of(rows: Iterable[dict[str, Any]]) -> pa.Table:
