@@ -183,15 +183,29 @@ def _check_instruments(existing: Any, settings: Settings) -> None:
         (answer,) = asked.values()
         found = answer.result(ANSWER_TIMEOUT_S).get("cleanup.policy")
     except KafkaException as exc:
-        why = settings.hide(exc.args[0].str())
-        raise BrokerUnavailable(
-            f"{INSTRUMENTS_TOPIC}: {settings.broker} does not tell its configuration: {why}"
-        ) from exc
+        _no_policy(settings, exc)
+        return
     if found is None or found.value != "compact":
         raise K2Error(
             f"{INSTRUMENTS_TOPIC}: cleanup.policy is {found.value if found else None} at "
             f"{settings.broker}, not compact: the broker would forget instruments"
         )
+
+
+def _no_policy(settings: Settings, exc: KafkaException) -> None:
+    """Return if we may not ask for the policy; raise if the broker only did not tell it."""
+    error = exc.args[0]
+    if error.code() in (
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.UNSUPPORTED_VERSION,
+        KafkaError._UNSUPPORTED_FEATURE,
+    ):
+        return
+    why = settings.hide(error.str())
+    raise BrokerUnavailable(
+        f"{INSTRUMENTS_TOPIC}: {settings.broker} does not tell its configuration: {why}"
+    ) from exc
 
 
 def ensure_topics(settings: Settings) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import io
+import math
+import time
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any
@@ -20,6 +22,9 @@ from k2.records import PRICE_PRECISION, PRICE_SCALE
 from k2.schemas import INSTRUMENT_AVRO, INSTRUMENTS
 
 __all__ = ["InstrumentReader", "encode_instruments", "key_of", "table_of"]
+
+#: An id may be registered later; but a registry is not asked for it once a record.
+ASK_AGAIN_S = 1.0
 
 _FIELDS = tuple(INSTRUMENTS)
 _STEP = Decimal(1).scaleb(-PRICE_SCALE)
@@ -59,6 +64,7 @@ class InstrumentReader:
     def __init__(self, schemas: WriterSchemas) -> None:
         self._schemas = schemas
         self._parsed: dict[int, tuple[Any, dict[str, Any]]] = {}
+        self._unknown: dict[int, float] = {}
 
     def read(self, key: bytes, value: bytes) -> dict[str, Any]:
         """Return the instrument, with the fields of `INSTRUMENTS`.
@@ -85,8 +91,12 @@ class InstrumentReader:
 
     def _writer(self, schema_id: int) -> tuple[Any, dict[str, Any]]:
         if schema_id not in self._parsed:
+            now = time.monotonic()
+            if now - self._unknown.get(schema_id, -math.inf) < ASK_AGAIN_S:
+                raise ValueError(f"schema id {schema_id} is not registered")
             schema = self._schemas.get(schema_id)
-            if schema is None:  # not kept: the id may be registered later
+            if schema is None:
+                self._unknown[schema_id] = now
                 raise ValueError(f"schema id {schema_id} is not registered")
             names: dict[str, Any] = {}
             try:

@@ -267,8 +267,12 @@ def test_the_newest_value_counts_and_null_removes(table: Any) -> None:
 
 
 def test_what_is_bad_is_left_out_counted_and_logged_once(
-    module: Any, table: Any, caplog: pytest.LogCaptureFixture
+    module: Any,
+    table: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """An id that is not known now is asked for again, after a while."""
     known = schemas()
     instruments = module.Instruments(table, known)
     bad = {name.encode(): value for name, (_, value, _) in BAD.items()}
@@ -291,6 +295,8 @@ def test_what_is_bad_is_left_out_counted_and_logged_once(
     put(table, (b"ASX.RIO", values([rio], 9)[0]))
     assert instruments.one("ASX", "RIO") is None
     known[9] = INSTRUMENT_AVRO  # registered later
+    assert instruments.one("ASX", "RIO") is None
+    monkeypatch.setattr("k2.codec.instruments.ASK_AGAIN_S", 0.0)
     (found,) = instruments.one("ASX", "RIO").to_pylist()
     assert found == rio
 

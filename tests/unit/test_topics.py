@@ -21,6 +21,7 @@ from k2.settings import Settings
 from k2.topics import (
     INSTRUMENTS_TOPIC,
     _no_id,
+    _no_policy,
     _text,
     check_topics,
     cluster_id,
@@ -89,6 +90,13 @@ def test_instruments_that_would_be_forgotten_are_refused(
         for check in (check_topics, ensure_topics, require_instruments):
             with pytest.raises(K2Error, match=rf"market\.instruments: {why}"):
                 check(settings)
+
+
+def test_who_may_not_ask_for_the_policy_works_without() -> None:
+    """A worker needs no right to describe topics; a broker that fails is another thing."""
+    _no_policy(Settings(), KafkaException(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED)))
+    with pytest.raises(BrokerUnavailable, match=r"does not tell its configuration: .*[Tt]imed out"):
+        _no_policy(Settings(), KafkaException(KafkaError(KafkaError.REQUEST_TIMED_OUT)))
 
 
 def test_an_absent_broker_is_named_within_seconds() -> None:
