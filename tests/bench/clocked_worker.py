@@ -2,8 +2,9 @@
 
 Processor time of the event loop's thread, at every step of what only these need: which segments are
 dirty, packing, RocksDB, Faust's buffer, aiokafka's producer down to the socket (without faults in
-the stream nobody else produces), deliveries; and of RocksDB's own threads. Not seen: reading the
-broker's answers off the socket, a hundred bytes a request.
+the stream nobody else produces), deliveries; and of RocksDB's own threads. By itself, of the thread
+in which a checkpoint merges and packs what is known live. Not seen: reading the broker's answers
+off the socket, a hundred bytes a request.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from k2.agents.writer import Writer
 from k2.tables.segments import Segments
 
 from k2.cli import main
+from k2.live.partition import Live
 
 __all__: list[str] = []
 
@@ -93,7 +95,7 @@ def rocksdb_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def note_checkpoints(clock: Clock, file: Path) -> None:
+def note_checkpoints(clock: Clock, live: Clock, file: Path) -> None:
     """Append a line (JSON) after every checkpoint; seconds are those since the start."""
     stock = Writer.checkpoint
 
@@ -102,6 +104,7 @@ def note_checkpoints(clock: Clock, file: Path) -> None:
         await stock(self, owned, segments, assigned)
         seen = {
             "seconds": clock.seconds + rocksdb_seconds(),
+            "live_seconds": live.seconds,
             "segments": sum(len(changed) for changed, _ in segments.values()),
             "segments_known": sum(count for _, count in segments.values()),
             "symbols": sum(len(p.sequences.states) for p, _ in owned.values()),
@@ -121,5 +124,7 @@ if __name__ == "__main__":
     clock.around_steps(ProducerBuffer, "_send_pending")
     clock.around_steps(Sender, "_sender_routine")
     clock.around_steps(Sender, "_send_produce_req")
-    note_checkpoints(clock, Path(os.environ["BENCH_CHECKPOINTS"]))
+    live = Clock()  # one checkpoint at a time: one thread, whichever it is
+    live.around(Live, "writing")
+    note_checkpoints(clock, live, Path(os.environ["BENCH_CHECKPOINTS"]))
     main()
