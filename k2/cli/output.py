@@ -18,7 +18,7 @@ from k2.errors import BadQuery, CatalogUnavailable
 from k2.lake.catalog import open_catalog
 from k2.query.engine import Engine
 from k2.query.formats import Encoder, plain
-from k2.query.rows import Rows, Stop
+from k2.query.rows import Coverage, Rows, Stop
 from k2.query.times import iso, time_ns
 from k2.settings import load
 
@@ -126,7 +126,7 @@ def write(rows: Rows, form: str | None, stop: Stop, shown: tuple[str, ...]) -> N
     if form is None:
         count = _show(rows, stop, shown)
     else:
-        encoder = Encoder(form, rows.schema, rows.snapshot_id, rows.truncated)
+        encoder = Encoder(form, rows)
         click.echo(encoder.begin(), nl=False)
         while (batch := run(stop, rows.next_batch)) is not None:
             click.echo(encoder.rows(batch), nl=False)
@@ -135,6 +135,19 @@ def write(rows: Rows, form: str | None, stop: Stop, shown: tuple[str, ...]) -> N
         note(f"only the first {count:,} rows; there are more (--limit, K2_QUERY_ROWS_MAX)")
     elif count == 0:
         note("no rows")
+    if rows.known is not None and (coverage := rows.known.coverage) != Coverage():
+        note(_incomplete(coverage))
+
+
+def _incomplete(coverage: Coverage | None) -> str:
+    if coverage is None:
+        return "no gap ledger: nobody knows whether records are missing (`k2 init` makes it)"
+    if coverage.complete:
+        return f"complete but for {coverage.accepted:,} missing sequences that were accepted"
+    return (
+        f"not complete: {coverage.missing:,} sequences are missing, in {coverage.gaps:,} gaps that "
+        "may lie in what was asked for (`k2 gaps`)"
+    )
 
 
 def _show(rows: Rows, stop: Stop, shown: tuple[str, ...]) -> int:

@@ -52,8 +52,8 @@ _FIRST_PARTITION_FIELD_ID = 1000
 #: Columns worth bounds in the manifests: what queries filter by. Bounds of the others would be
 #: rewritten at every manifest merge and read at every plan, for nothing.
 _BOUNDED = (
-    "exchange", "symbol", "session", "event_time", "sequence", "seen_at", "kafka_topic",
-    "kafka_partition", "kafka_offset", "ingest_time",
+    "exchange", "symbol", "session", "event_time", "sequence", "seen_at", "from_ts", "to_ts",
+    "kafka_topic", "kafka_partition", "kafka_offset", "ingest_time",
 )  # fmt: skip
 
 _TABLE_PROPERTIES = {

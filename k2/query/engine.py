@@ -14,17 +14,19 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import NoSuchTableError
 from pyiceberg.table import Table
 
 from k2 import metrics
-from k2.errors import BadQuery
+from k2.errors import BadQuery, CatalogUnavailable
 from k2.lake.catalog import gaps_name, load_table, rejects_name, table_name
-from k2.lake.offsets import OFFSETS_PROPERTY
+from k2.lake.offsets import MOVES_PROPERTY, OFFSETS_PROPERTY, decode_moves
 from k2.lake.offsets import decode as decode_offsets
 from k2.lake.replays import Ledger
 from k2.query import bars, gaps, rejects
+from k2.query.coverage import KnownGaps, Span, told
 from k2.query.rejects import Selection
-from k2.query.rows import Rows, Stop
+from k2.query.rows import Known, Rows, Stop
 from k2.query.scan import Scan
 from k2.schemas import KINDS, TRADES, Kind
 from k2.settings import Settings
@@ -62,6 +64,7 @@ class Engine:
         self._catalog = catalog
         self._settings = settings
         self._ledger = Ledger(catalog, settings)
+        self._known_gaps = KnownGaps()
         spill = settings.data.resolve() / "spill" / f"{os.getpid()}-{id(self):x}"
         spill.parent.mkdir(parents=True, exist_ok=True)  # DuckDB makes only the last part
         self._database = duckdb.connect(
@@ -107,8 +110,9 @@ class Engine:
         schema = pa.schema([kind.table.field(name) for name in names])
         with metrics.query_seconds.labels(resource=kind.name).time():
             scan = self._scan(kind, exchange, symbols, start_ns, end_ns, stop)
+            known = self._known(scan, exchange, symbols, start_ns, end_ns)
             if scan.rows_max == 0:
-                return Rows(schema, iter(()), scan.snapshot_id)
+                return Rows(schema, iter(()), scan.snapshot_id, known=known)
             truncated = scan.rows_max > most and scan.exceeds(most)
             statement = (
                 f"SELECT {', '.join(names)} FROM ({scan.sql}) "
@@ -116,7 +120,7 @@ class Engine:
             )
             batches = scan.run(statement, {"most": most})
         cast = (_cast(batch, schema) for batch in batches)
-        return Rows(schema, cast, scan.snapshot_id, truncated, scan.cursor)
+        return Rows(schema, cast, scan.snapshot_id, truncated, scan.cursor, known)
 
     def bars(
         self,
@@ -141,8 +145,9 @@ class Engine:
         with metrics.query_seconds.labels(resource="bars").time():
             scan = self._scan(TRADES, exchange, symbol, start_ns, end_ns, stop)
             statement, step = bars.sql(scan.sql, interval_ns)
+            known = self._known(scan, exchange, symbol, start_ns, end_ns)
             if scan.rows_max == 0:
-                return Rows(bars.BARS, iter(()), scan.snapshot_id)
+                return Rows(bars.BARS, iter(()), scan.snapshot_id, known=known)
             if exchange is None:
                 exchange = scan.one_exchange(symbol)
             truncated = False
@@ -153,7 +158,7 @@ class Engine:
             )
         zone = self._settings.exchange_zones.get(exchange or "", "UTC")
         done = bars.finish(batches, interval_ns, zone)
-        return Rows(bars.BARS, done, scan.snapshot_id, truncated, scan.cursor)
+        return Rows(bars.BARS, done, scan.snapshot_id, truncated, scan.cursor, known)
 
     def symbols(self, stop: Stop | None = None) -> Rows:
         """Every (exchange, symbol) with trades: count, first and last ts_event (ns), sessions."""
@@ -287,6 +292,28 @@ class Engine:
         wanted = (symbols,) if isinstance(symbols, str) else symbols
         table = load_table(self._catalog, table_name(self._settings, kind))
         return Scan(self._database, kind, table, exchange, wanted, start_ns, end_ns, stop or Stop())
+
+    def _known(
+        self,
+        scan: Scan,
+        exchange: str | None,
+        symbols: str | Sequence[str] | None,
+        start_ns: int | None,
+        end_ns: int | None,
+    ) -> Known:
+        """What is known of the records of a scan, which has been planned before this is called."""
+        wanted = (symbols,) if isinstance(symbols, str) else symbols
+        span = Span(exchange, wanted, start_ns, end_ns)
+        try:
+            ledger = load_table(self._catalog, gaps_name(self._settings))
+        except CatalogUnavailable as exc:
+            if isinstance(exc.__cause__, NoSuchTableError):
+                return Known(None, None)
+            raise
+        summary = scan.summary
+        offsets = decode_offsets(summary[OFFSETS_PROPERTY] if summary else None)
+        moves = decode_moves(summary[MOVES_PROPERTY] if summary else None)
+        return Known(self._known_gaps.coverage(ledger, span, told(offsets, moves)), None)
 
 
 def _check_bounds(start_ns: int | None, end_ns: int | None) -> None:

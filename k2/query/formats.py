@@ -2,7 +2,8 @@
 
 Decimals leave exactly: as strings without trailing zeros in JSON and NDJSON (a JSON number is a
 double in most clients), plain in CSV, as decimal128 in Arrow. Times are integers of ns everywhere.
-A list is a JSON array, in CSV too.
+A list is a JSON array, in CSV too. What is known of the rows stands behind them in JSON, and in the
+metadata of Arrow's schema.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import orjson
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from k2.query.rows import Rows
 
 __all__ = ["Encoder", "plain"]
 
@@ -41,13 +44,14 @@ class Encoder:
     Not thread safe.
     """
 
-    def __init__(
-        self, form: str, schema: pa.Schema, snapshot_id: int | None, truncated: bool
-    ) -> None:
+    def __init__(self, form: str, rows: Rows) -> None:
+        """`rows`: what they are; the batches come later."""
         self.count = 0
         self._form = form
-        self._schema = schema
-        self._end = {"snapshot_id": snapshot_id, "truncated": truncated}
+        self._schema, self._known = rows.schema, rows.known
+        self._end: dict[str, Any] = {"snapshot_id": rows.snapshot_id, "truncated": rows.truncated}
+        if rows.known is not None:
+            self._end |= rows.known.plain()
         self._sink = _Sink()
         self._writer: Any = None
 
@@ -55,7 +59,9 @@ class Encoder:
         if self._form == "json":
             return b'{"data":['
         if self._form == "arrow":
-            self._writer = pa.ipc.new_stream(self._sink, self._schema)
+            known = self._known.texts() if self._known is not None else {}
+            metadata = {f"k2.{name}": text for name, text in known.items()}
+            self._writer = pa.ipc.new_stream(self._sink, self._schema.with_metadata(metadata))
             return self._sink.take()
         if self._form == "csv":
             return (",".join(self._schema.names) + "\n").encode()

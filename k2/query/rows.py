@@ -1,14 +1,51 @@
-"""A query's rows as a stream of batches, and the means to stop it from another thread."""
+"""A query's rows as a stream of batches, what is known of them, and the means to stop it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 
-__all__ = ["Rows", "Stop"]
+__all__ = ["Coverage", "Known", "Rows", "Stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What is missing of the span and the symbols that were asked for, as far as K2 can know."""
+
+    gaps: int = 0  # findings of the ledger that may lie in the span
+    missing: int = 0  # sequences of theirs that have not come
+    accepted: int = 0  # sequences that have not come and of which somebody said that it is right
+
+    @property
+    def complete(self) -> bool:
+        return self.gaps == 0
+
+    def __str__(self) -> str:
+        return "complete" if self.complete else f"gaps={self.gaps}; missing={self.missing}"
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of the records that an answer is made of."""
+
+    coverage: Coverage | None  # None: there is no gap ledger
+    valid_through: int | None  # ns: the answer has all that Kafka had before; None: not known
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        coverage = self.coverage
+        told = None if coverage is None else {"complete": coverage.complete, **asdict(coverage)}
+        return {"coverage": told, "valid_through": self.valid_through}
+
+    def texts(self) -> dict[str, str]:
+        """As headers have it, by name; without what is not known."""
+        texts = {"coverage": self.coverage, "valid-through": self.valid_through}
+        return {name: str(value) for name, value in texts.items() if value is not None}
 
 
 class Stop:
@@ -42,6 +79,7 @@ class Rows:
     """The rows of one query as a stream of batches; close it, or read it to its end.
 
     `snapshot_id` is None for a table without a commit. `truncated`: the limit cut rows off.
+    `known` is None for what is not made of records: the ledger's own rows, rejects, symbols.
     """
 
     def __init__(
@@ -51,12 +89,24 @@ class Rows:
         snapshot_id: int | None,
         truncated: bool = False,
         cursor: duckdb.DuckDBPyConnection | None = None,
+        known: Known | None = None,
     ) -> None:
         self.schema = schema
         self.snapshot_id = snapshot_id
         self.truncated = truncated
+        self.known = known
         self._batches = batches
         self._cursor = cursor
+
+    @property
+    def coverage(self) -> Coverage | None:
+        """What is missing of what was asked for; None: not known."""
+        return None if self.known is None else self.known.coverage
+
+    @property
+    def valid_through(self) -> int | None:
+        """Every record that Kafka had before this time, ns, is in the answer; None: not known."""
+        return None if self.known is None else self.known.valid_through
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         return self

@@ -56,6 +56,7 @@ class Scan:
     def _begin(self, table: Table, stop: Stop) -> None:
         snapshot = table.current_snapshot()
         self.snapshot_id = None if snapshot is None else snapshot.snapshot_id
+        self.summary = None if snapshot is None else snapshot.summary
         self.rows_max = 0
         self._stop = stop
         self.cursor: duckdb.DuckDBPyConnection | None = None

@@ -129,7 +129,7 @@ async def stream(
     rows = await _run(request, lambda: query(stop), stop)
     response: web.StreamResponse | None = None
     try:
-        encoder = Encoder(form, rows.schema, rows.snapshot_id, rows.truncated)
+        encoder = Encoder(form, rows)
 
         def chunk() -> bytes | None:
             batch = rows.next_batch()
@@ -145,6 +145,8 @@ async def stream(
         }
         if rows.snapshot_id is not None:
             headers["X-K2-Snapshot-Id"] = str(rows.snapshot_id)
+        if rows.known is not None:
+            headers |= {f"X-K2-{name.title()}": text for name, text in rows.known.texts().items()}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         await response.write(opening)

@@ -56,7 +56,7 @@ def routes(source: Source) -> list[web.RouteDef]:
         if found is None:
             raise web.HTTPNotFound(reason=f"no instrument {symbol!r} of {exchange!r}")
         (batch,) = found.to_batches()
-        body = Encoder("ndjson", INSTRUMENTS, None, False).rows(batch).rstrip()
+        body = Encoder("ndjson", Rows(INSTRUMENTS, iter(()), None)).rows(batch).rstrip()
         return web.Response(body=body, content_type="application/json", headers=headers_of(request))
 
     return [

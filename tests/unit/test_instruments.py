@@ -31,6 +31,7 @@ from k2.codec.instruments import key_of, table_of
 from k2.errors import FeedError
 from k2.feeds.instruments import read_instruments
 from k2.query.formats import Encoder
+from k2.query.rows import Rows
 from k2.registry import FileRegistry
 from k2.schemas import INSTRUMENT_AVRO, INSTRUMENTS
 from k2.web.answers import middlewares
@@ -193,7 +194,7 @@ def test_bad_rows_are_named_by_line_and_column_and_the_rest_loads(tmp_path: Path
 def test_what_is_written_as_csv_can_be_loaded(tmp_path: Path) -> None:
     rows = [ROW, dict.fromkeys(INSTRUMENTS.names) | {"exchange": "X", "symbol": "A,B", "name": '"'}]
     table = table_of(rows)
-    encoder = Encoder("csv", INSTRUMENTS, None, False)
+    encoder = Encoder("csv", Rows(INSTRUMENTS, iter(()), None))
     content = encoder.begin() + b"".join(map(encoder.rows, table.to_batches())) + encoder.end()
     path = tmp_path / "out.csv"
     path.write_bytes(content)

@@ -1,0 +1,258 @@
+"""Whether an answer is complete: what the gap ledger says of exactly its span and its snapshot.
+
+A sequence that is missing would have a time between those of its neighbours, both included: a gap
+counts if that span and [start, end) meet, with all that remains of it. A gap of a channel, which
+has no symbol, counts for every symbol.
+
+The ledger is committed before the records, so it is read after their table was loaded, and of its
+rows those count that records below the snapshot's next offsets caused: the ledger as it stood.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
+from pyiceberg.io.pyarrow import PyArrowFileIO
+from pyiceberg.manifest import ManifestFile
+from pyiceberg.table import Table
+
+from k2.errors import CatalogUnavailable
+from k2.lake.offsets import Move, Source
+from k2.query.rows import Coverage
+from k2.schemas import GAPS
+
+__all__ = ["KnownGaps", "Span", "told"]
+
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+#: Rows of the ledger that are kept in memory, some 200 bytes each.
+ROWS_KEPT_MAX = 200_000
+
+_SOURCE = ["kafka_cluster", "kafka_topic", "kafka_partition"]
+_COLUMNS = [
+    "gap_id", "exchange", "symbol", "status", "remaining_count", "from_ts", "to_ts", "revision",
+    "ingest_time", *_SOURCE, "kafka_offset",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """What was asked for: [start_ns, end_ns) of an exchange's symbols; None is any."""
+
+    exchange: str | None
+    symbols: Sequence[str] | None
+    start_ns: int | None
+    end_ns: int | None
+
+    def rows(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The gaps that may lie in it. Times may fall from one sequence to the next."""
+        first, last = pl.col("from_ts"), pl.col("to_ts")
+        wanted = []
+        if self.exchange is not None:
+            wanted.append(pl.col("exchange") == self.exchange)
+        if self.symbols is not None:
+            symbol = pl.col("symbol")
+            wanted.append(symbol.is_null() | symbol.is_in(list(self.symbols)))
+        if self.start_ns is not None:
+            wanted.append((first >= self.start_ns) | (last >= self.start_ns))
+        if self.end_ns is not None:
+            wanted.append((first < self.end_ns) | (last < self.end_ns))
+        return frame.filter(*wanted) if wanted else frame
+
+
+def told(offsets: Mapping[Source, int], moves: Iterable[Move]) -> dict[Source, int]:
+    """Return below which offset of each source the ledger's rows belong to a snapshot.
+
+    A source that an operator moved back, or made K2 forget, keeps the rows that it had: so does
+    the ledger. Rows of its new records may then count a commit too early, never too late.
+    """
+    bounds = dict(offsets)
+    for move in moves:
+        if move.before is not None:
+            bounds[move.source] = max(bounds.get(move.source, 0), move.before)
+    return bounds
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A data file of the ledger; all of its rows' times are in [low, high]."""
+
+    path: str
+    low: int
+    high: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """The data files of one snapshot of the ledger."""
+
+    snapshot_id: int | None = None
+    manifests: Mapping[str, tuple[_File, ...]] = field(default_factory=dict)
+    files: tuple[_File, ...] = ()
+    lows: Any = None  # of the files, int64
+    highs: Any = None
+
+    def among(self, span: Span) -> list[str]:
+        """Paths of the files that may have gaps of a span."""
+        if not self.files:
+            return []
+        wanted = np.ones(len(self.files), bool)
+        if span.start_ns is not None:
+            wanted &= self.highs >= span.start_ns
+        if span.end_ns is not None:
+            wanted &= self.lows < span.end_ns
+        return [self.files[i].path for i in np.flatnonzero(wanted)]
+
+
+class KnownGaps:
+    """The ledger as far as queries need it: which files, and the gaps of those last read.
+
+    A file never changes, so what was read of it holds for all snapshots; memory is bounded by
+    `ROWS_KEPT_MAX`. May be used from any thread.
+    """
+
+    def __init__(self, rows_kept_max: int = ROWS_KEPT_MAX) -> None:
+        self._rows_kept_max = rows_kept_max
+        self._lock = threading.Lock()
+        self._index = _Index()
+        self._kept: OrderedDict[str, pl.DataFrame] = OrderedDict()
+        self._rows_kept = 0
+
+    def coverage(
+        self,
+        table: Table,
+        span: Span,
+        bounds: Mapping[Source, int],
+        held: Sequence[pa.Table] = (),
+    ) -> Coverage:
+        """What is missing of a span.
+
+        Args:
+            table: the ledger, loaded after the table of the records.
+            bounds: rows below these offsets count, of these sources; see `told`.
+            held: further rows of GAPS, which the table may have or not.
+
+        Raises:
+            CatalogUnavailable: a file cannot be read.
+        """
+        frames = self._frames(table, span)
+        frames += [_frame(rows.filter(ds.field("kind") == "gap")) for rows in held]
+        if not frames or not bounds:
+            return Coverage()
+        found = span.rows(pl.concat(frames, rechunk=True))
+        if found.is_empty():
+            return Coverage()
+        limits = pl.DataFrame(
+            [(*source, offset) for source, offset in bounds.items()],
+            {**{name: found.schema[name] for name in _SOURCE}, "bound": pl.Int64()},
+            orient="row",
+        )
+        newest = (
+            found.join(limits, on=_SOURCE)
+            .filter(pl.col("kafka_offset") < pl.col("bound"))
+            .sort("revision", "ingest_time")
+            .unique("gap_id", keep="last")
+            .filter(pl.col("remaining_count") > 0)
+        )
+        accepted = newest["status"] == "accepted"
+        open_, closed = newest.filter(~accepted), newest.filter(accepted)
+        return Coverage(open_.height, _sum(open_), _sum(closed))
+
+    def _frames(self, table: Table, span: Span) -> list[pl.DataFrame]:
+        """The gaps of all files that may have some of a span."""
+        paths = self._indexed(table).among(span)
+        found: dict[str, pl.DataFrame] = {}
+        with self._lock:
+            for path in paths:
+                if (frame := self._kept.get(path)) is not None:
+                    self._kept.move_to_end(path)
+                    found[path] = frame
+        if missing := [path for path in paths if path not in found]:
+            read = _read(table, missing)
+            found |= read
+            self._keep(read)
+        return [frame for frame in found.values() if frame.height]
+
+    def _keep(self, read: Mapping[str, pl.DataFrame]) -> None:
+        with self._lock:
+            for path, frame in read.items():
+                if path not in self._kept:
+                    self._kept[path] = frame
+                    self._rows_kept += max(1, frame.height)
+            while self._rows_kept > self._rows_kept_max:
+                _, frame = self._kept.popitem(last=False)
+                self._rows_kept -= max(1, frame.height)
+
+    def _indexed(self, table: Table) -> _Index:
+        """The files of the table's snapshot; only manifests that are new are read."""
+        snapshot, index = table.current_snapshot(), self._index
+        if snapshot is None:
+            return _Index()
+        if snapshot.snapshot_id == index.snapshot_id:
+            return index
+        ids = [table.schema().find_field(name).field_id for name in ("from_ts", "to_ts")]
+        try:
+            manifests = {
+                manifest.manifest_path: index.manifests.get(manifest.manifest_path)
+                or _files(manifest, table, ids)
+                for manifest in snapshot.manifests(table.io)
+            }
+        except OSError as exc:
+            raise CatalogUnavailable(f"gap ledger: {exc}") from exc
+        files = tuple({f.path: f for part in manifests.values() for f in part}.values())
+        lows = np.array([file.low for file in files], np.int64)
+        highs = np.array([file.high for file in files], np.int64)
+        # Two threads may come here at once: either's index is whole, and the next query's at most
+        # one snapshot behind.
+        self._index = index = _Index(snapshot.snapshot_id, manifests, files, lows, highs)
+        return index
+
+
+def _files(manifest: ManifestFile, table: Table, ids: Sequence[int]) -> tuple[_File, ...]:
+    found = []
+    for entry in manifest.fetch_manifest_entry(table.io):
+        file = entry.data_file
+        lower, upper = file.lower_bounds or {}, file.upper_bounds or {}
+        known = all(number in lower and number in upper for number in ids)
+        low = min(_long(lower[number]) for number in ids) if known else INT64_MIN
+        high = max(_long(upper[number]) for number in ids) if known else INT64_MAX
+        found.append(_File(file.file_path, low, high))
+    return tuple(found)
+
+
+def _long(bound: bytes) -> int:
+    return int.from_bytes(bound, "little", signed=True)
+
+
+def _read(table: Table, paths: Sequence[str]) -> dict[str, pl.DataFrame]:
+    """The gaps of some files, by path."""
+    located = [PyArrowFileIO.parse_location(path) for path in paths]
+    files = table.io
+    assert isinstance(files, PyArrowFileIO)
+    scheme, netloc, _ = located[0]
+    names = {name: path for path, (_, _, name) in zip(paths, located, strict=True)}
+    try:
+        dataset = ds.dataset(list(names), GAPS, "parquet", files.fs_by_scheme(scheme, netloc))
+        rows = dataset.to_table([*_COLUMNS, "__filename"], filter=ds.field("kind") == "gap")
+    except (pa.ArrowException, OSError) as exc:
+        raise CatalogUnavailable(f"gap ledger: data files: {exc}") from exc
+    frame = pl.DataFrame(rows)
+    parts = frame.partition_by("__filename", as_dict=True, include_key=False)
+    none = frame.clear().drop("__filename")
+    return {path: parts.get((name,), none) for name, path in names.items()}
+
+
+def _frame(rows: pa.Table) -> pl.DataFrame:
+    return pl.DataFrame(rows.select(_COLUMNS))
+
+
+def _sum(rows: pl.DataFrame) -> int:
+    total: int = sum(rows["remaining_count"].to_list())
+    return min(total, INT64_MAX)  # what Arrow and JSON can say
