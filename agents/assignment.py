@@ -39,6 +39,7 @@ class Partition:
     source: Source
     lane: Lane
     next_offset: int  # of the next fetch
+    accepted: int  # everything below is in the tables or in the buffer
     records_at: int | None  # the kind's table holds everything below; None: it never had any
     rejects_at: int | None  # the rejects table holds everything below; None: it never had any
     gaps_at: int | None  # so does the gap ledger's; both lag where they had nothing to write
@@ -46,6 +47,7 @@ class Partition:
     live: Live
     epoch: str  # of the checkpointed state: this assignment's own
     topic_id: str | None  # the broker's, for the tables to carry; None: it names none
+    through: int = 0  # ns: all that Kafka had before is below `accepted`; 0: not known
     began: Move | None = None  # where the log began, if not at 0, when K2 first read it
     former: list[bytes] = field(default_factory=list)  # keys that the first checkpoint replaces
     event: Any = None  # the newest; keeps alive what Faust's table finds its store by
@@ -137,6 +139,7 @@ class Assignment:
                 source=source,
                 lane=lane,
                 next_offset=watermark,
+                accepted=watermark,
                 records_at=records.offsets.get(source),
                 rejects_at=rejects.offsets.get(source),
                 gaps_at=gaps.offsets.get(source),

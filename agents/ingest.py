@@ -14,6 +14,7 @@ from k2.agents.assignment import Assignment, Partition
 from k2.agents.lake import Lake
 from k2.agents.lane import Lane
 from k2.agents.reach import remedy
+from k2.agents.through import reached, seen
 from k2.agents.writer import Writer
 
 from k2 import metrics
@@ -173,6 +174,8 @@ class Ingest:
         # No await in here: rows, states and offset of a batch are taken by a commit together.
         partition.sequences.update(checked.states)
         partition.live.add(checked.live, fetched.next_offset)
+        partition.accepted = fetched.next_offset
+        partition.through = max(partition.through, reached(fetched))
         self._buffer.add(tp, checked.records, checked.rejects, checked.gaps, fetched.next_offset)
         checked.count(self._exchanges)
         lag = metrics.lag_records.labels(topic=tp.topic, partition=tp.partition)
@@ -208,8 +211,9 @@ class Ingest:
             owned = {tp: (self._partitions[tp], end) for tp, end in taken.next_offsets.items()}
             # As they are now: while the commit runs, rows behind it change them.
             segments = {tp: partition.take_segments() for tp, (partition, _) in owned.items()}
+            through = seen(self._partitions, self.app.consumer.ends, self.settings.partitions)
             try:
-                await self._writer.commit(owned, taken)
+                await self._writer.commit(owned, taken, through)
                 await self._writer.checkpoint(owned, segments, self._partitions)
             finally:
                 self._buffer.written()

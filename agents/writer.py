@@ -32,7 +32,7 @@ from k2 import metrics
 from k2.app import App
 from k2.buffer import Taken
 from k2.lake.commit import Sink
-from k2.lake.offsets import Move, Source, Topic
+from k2.lake.offsets import Move, Source, Through, Topic
 
 __all__ = ["Owned", "Writer"]
 
@@ -49,8 +49,13 @@ class Writer:
         self._app, self._lake, self._lanes = app, lake, lanes
         self._rejects, self._gaps = rejects, gaps
 
-    async def commit(self, owned: Owned, taken: Taken[TP]) -> None:
+    async def commit(
+        self, owned: Owned, taken: Taken[TP], through: Mapping[Source, Through | None]
+    ) -> None:
         """Write what was taken, and the offsets behind it.
+
+        Args:
+            through: what was seen of all partitions, also of those that have nothing to write.
 
         Raises:
             Fenced: another worker owns a partition.
@@ -80,7 +85,8 @@ class Writer:
             tables = [rows for tp, rows in taken.records if owned[tp][0].lane is lane]
             expected = {p.source: p.records_at for p, _ in moved}
             began = [p.began for p, _ in moved if p.began is not None]
-            await self._append(lane.sink, tables, expected, moved, began)
+            of = {s: at for s, at in through.items() if lane.kind.has_topic(s.topic)}
+            await self._append(lane.sink, tables, expected, moved, began, of)
             for partition, end in moved:
                 partition.records_at, partition.began = end, None
         if news:
@@ -94,6 +100,7 @@ class Writer:
         expected: dict[Source, int | None],
         moved: list[tuple[Partition, int]],
         began: Sequence[Move] = (),
+        through: Mapping[Source, Through | None] | None = None,
     ) -> None:
         """Write and commit; without rows the commit only moves the offsets.
 
@@ -105,7 +112,7 @@ class Writer:
             files = await self._lake.patiently(lambda: sink.write(pa.concat_tables(tables)))
         advance = {partition.source: end for partition, end in moved}
         ids = {Topic(*p.source[:2]): p.topic_id for p, _ in moved if p.topic_id is not None}
-        await self._lake.patiently(sink.commit, files, expected, advance, began, ids)
+        await self._lake.patiently(sink.commit, files, expected, advance, began, ids, through)
 
     async def checkpoint(
         self,

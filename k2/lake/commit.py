@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
@@ -32,16 +33,21 @@ from k2.lake.offsets import (
     COMMIT_PROPERTY,
     MOVES_PROPERTY,
     OFFSETS_PROPERTY,
+    THROUGH_PROPERTY,
     TOPICS_PROPERTY,
     Carried,
     Move,
     Source,
+    Through,
     Topic,
+    carry_through,
     decode,
     decode_moves,
+    decode_through,
     decode_topics,
     encode,
     encode_moves,
+    encode_through,
     encode_topics,
 )
 from k2.settings import Settings
@@ -61,6 +67,18 @@ class _Swap(Transaction):
     @property
     def table_metadata(self) -> TableMetadata:
         return self._table.metadata if not self._updates else super().table_metadata
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What one commit asks for: the arguments of `Sink.commit`."""
+
+    files: Sequence[DataFile]
+    expected: Mapping[Source, int | None]
+    advance: Mapping[Source, int | None]
+    moves: Sequence[Move]
+    topics: Mapping[Topic, str | None]
+    through: Mapping[Source, Through | None]
 
 
 class Sink:
@@ -124,6 +142,7 @@ class Sink:
         advance: Mapping[Source, int | None],
         moves: Sequence[Move] = (),
         topics: Mapping[Topic, str | None] | None = None,
+        through: Mapping[Source, Through | None] | None = None,
     ) -> int:
         """Add files and move offsets in one atomic snapshot, or do nothing.
 
@@ -135,6 +154,8 @@ class Sink:
             moves: an operator's reasons, carried forward by all later commits.
             topics: ids of the topics that the sources are of, put in where the table has none,
                 never changed. None: forget the id.
+            through: what was seen of all partitions of the topics that are read; see
+                `carry_through`.
 
         Returns:
             The id of the snapshot.
@@ -146,36 +167,30 @@ class Sink:
                 unknown if the catalog went away: read `offsets` before anything else.
         """
         with self._lock:
-            snapshot_id = self._commit(files, expected, advance, moves, topics or {})
+            change = _Change(files, expected, advance, moves, topics or {}, through or {})
+            snapshot_id = self._commit(change)
             self._commits += 1
             if self._commits % self._settings.snapshots_expire_every == 0:
                 expire(self._table, self._settings)
             return snapshot_id
 
-    def _commit(
-        self,
-        files: Sequence[DataFile],
-        expected: Mapping[Source, int | None],
-        advance: Mapping[Source, int | None],
-        moves: Sequence[Move],
-        topics: Mapping[Topic, str | None],
-    ) -> int:
+    def _commit(self, change: _Change) -> int:
         identity = str(uuid.uuid4())
         deadline = time.monotonic() + self._settings.commit_timeout_ms / 1000
         fresh = tried = False
         backoff_s = 0.005
         while True:
             try:
-                if not fresh and (tried or _difference(self._table, expected, topics)):
+                if not fresh and (tried or _difference(self._table, change)):
                     self._table = load_table(self._catalog, self._name)
                     fresh = True
                 # An attempt whose answer was lost may stand: look before checking the offsets,
                 # which are then no longer the expected ones.
                 if tried and (found := _find(self._table, identity)) is not None:
                     return found
-                _fence(self._table, expected, topics)
+                _fence(self._table, change)
                 tried = True
-                return self._swap(files, advance, moves, topics, identity)
+                return self._swap(change, identity)
             except (Fenced, SchemaMismatch):
                 raise
             except ValidationException as exc:
@@ -197,30 +212,25 @@ class Sink:
             time.sleep(min(left_s, random.uniform(0.001, backoff_s)))
             backoff_s = min(backoff_s * 2, most_s)
 
-    def _swap(
-        self,
-        files: Sequence[DataFile],
-        advance: Mapping[Source, int | None],
-        moves: Sequence[Move],
-        topics: Mapping[Topic, str | None],
-        identity: str,
-    ) -> int:
+    def _swap(self, change: _Change, identity: str) -> int:
         before = _carried(self._table)
-        offsets = {**before.offsets, **advance}
-        properties = {
-            OFFSETS_PROPERTY: encode({s: at for s, at in offsets.items() if at is not None}),
-            COMMIT_PROPERTY: identity,
-        }
-        ids = {t: number for t, number in {**before.topics, **topics}.items() if number is not None}
+        moved = {**before.offsets, **change.advance}
+        offsets = {source: at for source, at in moved.items() if at is not None}
+        properties = {OFFSETS_PROPERTY: encode(offsets), COMMIT_PROPERTY: identity}
+        known = decode_through(_said(self._table, THROUGH_PROPERTY))
+        if times := carry_through(known, before.offsets, offsets, change.through):
+            properties[THROUGH_PROPERTY] = encode_through(times)
+        named = {**before.topics, **change.topics}
+        ids = {topic: number for topic, number in named.items() if number is not None}
         if ids:
             properties[TOPICS_PROPERTY] = encode_topics(ids)
-        if all_moves := [*before.moves, *moves]:
+        if all_moves := [*before.moves, *change.moves]:
             properties[MOVES_PROPERTY] = encode_moves(all_moves)
         transaction = _Swap(self._table, autocommit=False)
         append = _MergeAppendFiles(
             Operation.APPEND, transaction, self._table.io, snapshot_properties=properties
         )
-        for file in files:
+        for file in change.files:
             append.append_data_file(file)
         append.commit()
         transaction.commit_transaction()
@@ -245,24 +255,20 @@ def _said(table: Table, name: str) -> str | None:
     return None if snapshot is None or snapshot.summary is None else snapshot.summary[name]
 
 
-def _difference(
-    table: Table, expected: Mapping[Source, int | None], topics: Mapping[Topic, str | None]
-) -> str | None:
+def _difference(table: Table, change: _Change) -> str | None:
     """What the table says otherwise."""
     offsets, ids = _offsets(table), _topics(table)
-    for source, offset in expected.items():
+    for source, offset in change.expected.items():
         if (found := offsets.get(source)) != offset:
             return f"{source}: expected next offset {offset}, found {found}"
-    for topic, number in topics.items():
+    for topic, number in change.topics.items():
         if number is not None and (other := ids.get(topic, number)) != number:
             return f"{topic.topic}@{topic.cluster}: expected topic id {number}, found {other}"
     return None
 
 
-def _fence(
-    table: Table, expected: Mapping[Source, int | None], topics: Mapping[Topic, str | None]
-) -> None:
-    if (difference := _difference(table, expected, topics)) is not None:
+def _fence(table: Table, change: _Change) -> None:
+    if (difference := _difference(table, change)) is not None:
         raise Fenced(f"{'.'.join(table.name())}: {difference}")
 
 

@@ -8,6 +8,9 @@ Beside it stand the ids that Kafka gave the topics, `k2.topics`, oldest first:
 `[["cluster","topic","id"],...]`. A topic that was made anew has the name of the former one and
 another id; its offsets mean other records. Once an operator has accepted it, its offsets and rows
 are kept under the cluster `CLUSTER/ID`: a log of its own, whose offsets are compared with none.
+
+A third one, `k2.valid-through`, says through which time the rows are valid, ns, of every partition
+of the logs that are read now: `[["cluster","topic",0,1700000000000000000],...]`; null: not known.
 """
 
 from __future__ import annotations
@@ -23,17 +26,22 @@ __all__ = [
     "MOVES_MAX",
     "MOVES_PROPERTY",
     "OFFSETS_PROPERTY",
+    "THROUGH_PROPERTY",
     "TOPICS_PROPERTY",
     "Carried",
     "Move",
     "Source",
+    "Through",
     "Topic",
     "anew",
+    "carry_through",
     "decode",
     "decode_moves",
+    "decode_through",
     "decode_topics",
     "encode",
     "encode_moves",
+    "encode_through",
     "encode_topics",
     "kept_under",
     "known_ids",
@@ -42,6 +50,7 @@ __all__ = [
 
 OFFSETS_PROPERTY = "k2.offsets"
 TOPICS_PROPERTY = "k2.topics"
+THROUGH_PROPERTY = "k2.valid-through"
 
 #: A uuid of one call of `Sink.commit`; finds a commit whose answer was lost.
 COMMIT_PROPERTY = "k2.commit"
@@ -90,6 +99,13 @@ class Move(NamedTuple):
         elif self.before is None:
             what = f"begun at {self.after}"
         return f"{what} by {self.operator} at {self.time}: {self.reason}"
+
+
+class Through(NamedTuple):
+    """What a worker has seen of a source: all that Kafka had before a time is below an offset."""
+
+    offset: int
+    time: int  # ns since the epoch, UTC, by the worker's clock or a record's timestamp
 
 
 class Carried(NamedTuple):
@@ -157,6 +173,60 @@ def decode_topics(text: str | None) -> dict[Topic, str]:
         }
     except (ValueError, TypeError) as exc:
         raise SchemaMismatch(f"{TOPICS_PROPERTY}: {str(text)[:200]!r} names no topics") from exc
+
+
+def carry_through(
+    known: Mapping[Source, int | None],
+    before: Mapping[Source, int],
+    after: Mapping[Source, int],
+    seen: Mapping[Source, Through | None],
+) -> dict[Source, int | None]:
+    """Return through which times the rows behind a commit are valid, by source.
+
+    Args:
+        known: the same of the snapshot before.
+        before, after: next offsets.
+        seen: all partitions of the topics that the worker reads, also those of others: None.
+
+    Returns:
+        Times never earlier than before, but for a source that was moved back: None, as for those of
+        which nothing is known. Sources that were forgotten, and former logs of a topic, are gone.
+    """
+    clusters = {source.topic: source.cluster for source in seen}
+    times: dict[Source, int | None] = {}
+    for source, time in known.items():
+        former, now = before.get(source), after.get(source)
+        gone = former is not None and now is None
+        if not gone and clusters.get(source.topic, source.cluster) == source.cluster:
+            moved_back = former is not None and now is not None and now < former
+            times[source] = None if moved_back else time
+    for source, through in seen.items():
+        times.setdefault(source, None)
+        # A source that has no offset has no records either: the worker saw its log empty.
+        if through is not None and after.get(source, through.offset) >= through.offset:
+            times[source] = max(times[source] or 0, through.time)
+    return times
+
+
+def encode_through(times: Mapping[Source, int | None]) -> str:
+    """Return the summary's text for times by source."""
+    rows = [[*source, times[source]] for source in sorted(times)]
+    return json.dumps(rows, separators=(",", ":"), ensure_ascii=False)
+
+
+def decode_through(text: str | None) -> dict[Source, int | None]:
+    """Return times by source, ns; none for a table that never had any.
+
+    Raises:
+        SchemaMismatch: the text is not what `encode_through` writes.
+    """
+    try:
+        return {
+            Source(str(cluster), str(topic), int(partition)): None if time is None else int(time)
+            for cluster, topic, partition, time in json.loads(text or "[]")
+        }
+    except (ValueError, TypeError) as exc:
+        raise SchemaMismatch(f"{THROUGH_PROPERTY}: {str(text)[:200]!r} has no times") from exc
 
 
 def together(tables: Iterable[Carried]) -> Carried:

@@ -20,7 +20,13 @@ from pyiceberg.table import Table
 from k2 import metrics
 from k2.errors import BadQuery, CatalogUnavailable
 from k2.lake.catalog import gaps_name, load_table, rejects_name, table_name
-from k2.lake.offsets import MOVES_PROPERTY, OFFSETS_PROPERTY, decode_moves
+from k2.lake.offsets import (
+    MOVES_PROPERTY,
+    OFFSETS_PROPERTY,
+    THROUGH_PROPERTY,
+    decode_moves,
+    decode_through,
+)
 from k2.lake.offsets import decode as decode_offsets
 from k2.lake.replays import Ledger
 from k2.query import bars, gaps, rejects
@@ -303,17 +309,19 @@ class Engine:
     ) -> Known:
         """What is known of the records of a scan, which has been planned before this is called."""
         wanted = (symbols,) if isinstance(symbols, str) else symbols
-        span = Span(exchange, wanted, start_ns, end_ns)
+        span, summary = Span(exchange, wanted, start_ns, end_ns), scan.summary
+        times = decode_through(summary[THROUGH_PROPERTY] if summary else None).values()
+        # The least of all partitions, if all are known.
+        through = min((time or 0 for time in times), default=0) or None
         try:
             ledger = load_table(self._catalog, gaps_name(self._settings))
         except CatalogUnavailable as exc:
             if isinstance(exc.__cause__, NoSuchTableError):
-                return Known(None, None)
+                return Known(None, through)
             raise
-        summary = scan.summary
         offsets = decode_offsets(summary[OFFSETS_PROPERTY] if summary else None)
         moves = decode_moves(summary[MOVES_PROPERTY] if summary else None)
-        return Known(self._known_gaps.coverage(ledger, span, told(offsets, moves)), None)
+        return Known(self._known_gaps.coverage(ledger, span, told(offsets, moves)), through)
 
 
 def _check_bounds(start_ns: int | None, end_ns: int | None) -> None:

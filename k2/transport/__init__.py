@@ -10,9 +10,9 @@ from typing import ClassVar
 from faust.transport.drivers.aiokafka import Transport as AIOKafkaTransport
 
 from k2.transport.consumer import BatchConsumer, BatchSource
-from k2.transport.fetched import Fetched, RecordBatch
+from k2.transport.fetched import Fetched, LogEnd, RecordBatch
 
-__all__ = ["BatchConsumer", "BatchSource", "Fetched", "RecordBatch", "Transport"]
+__all__ = ["BatchConsumer", "BatchSource", "Fetched", "LogEnd", "RecordBatch", "Transport"]
 
 
 class Transport(AIOKafkaTransport):

@@ -18,7 +18,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as AIOKafkaConsumer
 from faust.types import TP, ConsumerMessage, Message
 
-from k2.transport.fetched import Fetched
+from k2.transport.fetched import Fetched, LogEnd
 from k2.transport.tap import tap
 
 __all__ = ["BatchConsumer", "BatchSource"]
@@ -47,6 +47,10 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
 
     _seek = 0
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.ends: dict[TP, LogEnd] = {}  # written by its thread, read by the app's
+        super().__init__(*args, **kwargs)
+
     def _create_worker_consumer(self, transport: Any) -> aiokafka.AIOKafkaConsumer:
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"
@@ -57,7 +61,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
     async def on_start(self) -> None:
         await super().on_start()
         topics = self.app.batch_source.topics
-        tap(self._ensure_consumer()._fetcher, topics, lambda: self._seek)
+        tap(self._ensure_consumer()._fetcher, topics, lambda: self._seek, self.ends)
 
     async def seek_batch(self, offsets: Mapping[TP, int], seek: int) -> None:
         """Move the reader; what it returns from then on carries the number `seek`."""
@@ -66,6 +70,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
     async def _seek_batch(self, offsets: Mapping[TP, int], seek: int) -> None:
         # No await before the moves themselves: nothing is fetched between number and move.
         self._seek = seek
+        self.ends.clear()
         await self._seek_wait(self._ensure_consumer(), offsets)
 
     def partitions_of(self, topic: str) -> int | None:
@@ -174,6 +179,11 @@ class BatchConsumer(AIOKafkaConsumer):
             return self._durable.get(tp)
         offset: int | None = super()._new_offset(tp)
         return offset
+
+    @property
+    def ends(self) -> Mapping[TP, LogEnd]:
+        """Where each batch partition ended when it was last fetched, with or without records."""
+        return self._thread.ends
 
     # -- rebalance
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from aiokafka import codec as compression
 from aiokafka.errors import CorruptRecordException
@@ -16,7 +17,7 @@ from aiokafka.record.util import calc_crc32c
 
 from k2.errors import UnsupportedFormat
 
-__all__ = ["Fetched", "RecordBatch", "parse"]
+__all__ = ["Fetched", "LogEnd", "RecordBatch", "parse"]
 
 # base offset, length, leader epoch, magic, crc, attributes, last offset delta, first and max
 # timestamp, producer id, producer epoch, base sequence, record count
@@ -49,6 +50,13 @@ class RecordBatch:
     problem: str = ""  # why the section could not be decompressed; `body` is then as it came
 
 
+class LogEnd(NamedTuple):
+    """Where a log ends for whoever reads committed records: all that it had then is below."""
+
+    offset: int = 0
+    asked_at: int = 0  # ns since the epoch, when the broker was asked; 0: it was not
+
+
 @dataclass(frozen=True, slots=True)
 class Fetched:
     """The value of one Faust event: all that one fetch returned for one partition."""
@@ -60,6 +68,7 @@ class Fetched:
     batches: tuple[RecordBatch, ...]
     nbytes: int  # of the fetch response
     log_end: int = 0  # the partition's end as the broker gave it with the response
+    end: LogEnd = LogEnd()  # the same without what open transactions hold back
     seek: int = 0  # how many times the reader had been moved to where the sinks are: see `tap`
 
 

@@ -7,7 +7,8 @@ replaces that iterator, right after a fetch response was stored, by one that yie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.structs import TopicPartition
 
 from k2.errors import LogTruncated
-from k2.transport.fetched import Fetched, parse
+from k2.transport.fetched import Fetched, LogEnd, parse
 
 __all__ = ["tap"]
 
@@ -37,20 +38,21 @@ class _OneFetch(Iterator[Fetched]):
         tp: TopicPartition,
         offset: int,
         response: tuple[bytes, Any, int],
+        end: LogEnd,
         seek: Callable[[], int],
     ) -> None:
         """`response`: the records, the aborted transactions, the high watermark."""
         self.next_fetch_offset = offset
-        self._tp, self._seek = tp, seek
+        self._tp, self._end, self._seek = tp, end, seek
         self._response: tuple[bytes, Any, int] | None = response
 
     def __next__(self) -> Fetched:
         if self._response is None:
             raise StopIteration
-        (raw, aborted, end), tp = self._response, self._tp
+        (raw, aborted, log_end), tp = self._response, self._tp
         fetched = parse(tp.topic, tp.partition, self.next_fetch_offset, raw, aborted or ())
         self.next_fetch_offset, self._response = fetched.next_offset, None
-        return replace(fetched, seek=self._seek(), log_end=end)
+        return replace(fetched, seek=self._seek(), log_end=log_end, end=self._end)
 
 
 class _Client:
@@ -58,7 +60,7 @@ class _Client:
 
     def __init__(self, client: Any) -> None:
         self._client = client
-        self.responses: dict[int, Any] = {}
+        self.responses: dict[int, tuple[Any, int]] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._client, name)
@@ -67,19 +69,26 @@ class _Client:
         if isinstance(request, OffsetRequest):
             # The end of a log is where it ends, not where its oldest open transaction starts.
             request._isolation_level = READ_UNCOMMITTED
+        asked_at = time.time_ns()
         response = await self._client.send(node_id, request, **kwargs)
         if isinstance(request, FetchRequest):
-            self.responses[id(request)] = response
+            self.responses[id(request)] = response, asked_at
         return response
 
 
-def tap(fetcher: Fetcher, topics: Collection[str], seek: Callable[[], int]) -> None:
+def tap(
+    fetcher: Fetcher,
+    topics: Collection[str],
+    seek: Callable[[], int],
+    ends: MutableMapping[TopicPartition, LogEnd],
+) -> None:
     """Make `fetcher` return one `Fetched` per fetched partition of `topics`.
 
     Args:
         seek: the number of the newest seek, called in the fetcher's thread. After an assignment
             aiokafka reads from the group's offset until it is told otherwise; the number tells
             what it read before from what it reads after.
+        ends: by partition, put in with every response, also with one that has no records.
     """
     client = fetcher._client = _Client(fetcher._client)
     stock = fetcher._proc_fetch_request
@@ -88,7 +97,7 @@ def tap(fetcher: Fetcher, topics: Collection[str], seek: Callable[[], int]) -> N
         try:
             wakeup = await stock(assignment, node_id, request)
         finally:
-            response = client.responses.pop(id(request), None)
+            response, asked_at = client.responses.pop(id(request), (None, 0))
         # No await from here on: nobody may see the stock iterator of a batch topic.
         if response is not None:
             for topic, partitions in response.topics:
@@ -98,8 +107,11 @@ def tap(fetcher: Fetcher, topics: Collection[str], seek: Callable[[], int]) -> N
                         if error == OffsetOutOfRangeError.errno:
                             fetcher._records[tp] = FetchError(error=_truncated(tp), backoff=0)
                             wakeup = True
+                        version, fields = response.API_VERSION, (end, *rest)
+                        if not error:
+                            ends[tp] = _end(fields, version, asked_at)
                         made = fetcher._records.get(tp)
-                        _replace(made, tp, (end, *rest), response.API_VERSION, seek)
+                        _replace(made, tp, fields, version, ends.get(tp, LogEnd()), seek)
         return wakeup
 
     fetcher._proc_fetch_request = process
@@ -113,8 +125,19 @@ def _truncated(tp: TopicPartition) -> LogTruncated:
     )
 
 
+def _end(fields: Sequence[Any], version: int, asked_at: int) -> LogEnd:
+    # Not when the answer came: the broker may have looked right after it was asked.
+    stable = fields[1] if version >= 4 else -1
+    return LogEnd(stable if stable >= 0 else fields[0], asked_at)
+
+
 def _replace(
-    made: Any, tp: TopicPartition, fields: Sequence[Any], version: int, seek: Callable[[], int]
+    made: Any,
+    tp: TopicPartition,
+    fields: Sequence[Any],
+    version: int,
+    end: LogEnd,
+    seek: Callable[[], int],
 ) -> None:
     """Replace what the fetcher made of a response; `fields` from its high watermark on."""
     if isinstance(made, FetchResult) and isinstance(made._partition_records, PartitionRecords):
@@ -122,4 +145,4 @@ def _replace(
         aborted = fields[3] if version >= 11 else fields[-2] if version >= 4 else ()
         offset = made._partition_records.next_fetch_offset
         response = fields[-1], aborted, fields[0]
-        made._partition_records = _OneFetch(tp, offset, response, seek)
+        made._partition_records = _OneFetch(tp, offset, response, end, seek)

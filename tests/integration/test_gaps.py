@@ -26,7 +26,7 @@ from k2.settings import Settings
 from k2.topics import GAPS_TOPIC
 from tests.chaos.rounds import ChaosWorker
 from tests.integration.oracle import connect
-from tests.integration.parts import Feed, Worker, committed, until, verify
+from tests.integration.parts import Feed, Worker, committed, get, until, verify
 from tests.sequences import injected
 
 pytestmark = pytest.mark.slow
@@ -73,7 +73,10 @@ def test_the_ledger_is_what_was_injected_through_sigkills(lake: Settings) -> Non
         rest = [stream.slice(KILLS * part)]
         with Feed(rest, TRADES.topic("SIM"), lake, RATE) as feed:
             _await_rows(worker, sum(journal.rows.values()))
+        _, headers, _ = get(f"{worker.url}/v1/trades?limit=1")
         worker.terminate()
+    missing = [e.last - e.first + 1 for e in journal.entries if e.kind == "gap"]
+    assert headers["X-K2-Coverage"] == f"gaps={len(missing)}; missing={sum(missing)}"
     rows = _require_injected(lake, journal)
     # The topic has every row of the table, and may have some twice; the newest is the table's.
     told = _on_topic(lake, {(row["gap_id"], row["revision"]) for row in rows})
