@@ -35,6 +35,7 @@ REJECTS_TOPIC = "market.rejects"
 GAPS_TOPIC = "market.gaps"
 #: One partition: every worker reads all of it, and its offsets are one order of all changes.
 INSTRUMENTS_TOPIC = "market.instruments"
+_OWN_TOPICS = (REJECTS_TOPIC, GAPS_TOPIC, INSTRUMENTS_TOPIC)
 
 
 def _metadata(settings: Settings) -> Any:
@@ -123,7 +124,7 @@ def _no_id(settings: Settings, name: str, exc: KafkaException) -> None:
 
 
 def check_topics(settings: Settings) -> None:
-    """See that a worker finds the topics that it reads, as the settings have them.
+    """See that a worker finds the topics that it reads and writes, as the settings have them.
 
     Raises:
         BrokerUnavailable: nobody answers within seconds; names the address.
@@ -133,7 +134,7 @@ def check_topics(settings: Settings) -> None:
     """
     existing = _metadata(settings).topics
     wanted = _feed_topics(settings)
-    if missing := [name for name in [*wanted, INSTRUMENTS_TOPIC] if name not in existing]:
+    if missing := [name for name in [*wanted, *_OWN_TOPICS] if name not in existing]:
         raise TopicMissing(
             f"{', '.join(missing)}: no such topic at {settings.broker}; `k2 init` creates them"
         )
@@ -224,8 +225,7 @@ def ensure_topics(settings: Settings) -> list[str]:
     _check_partitions([name for name in wanted if name in existing], existing, settings)
     if INSTRUMENTS_TOPIC in existing:
         _check_instruments(existing, settings)
-    all_of_them = [*wanted, REJECTS_TOPIC, GAPS_TOPIC, INSTRUMENTS_TOPIC]
-    missing = [name for name in all_of_them if name not in existing]
+    missing = [name for name in [*wanted, *_OWN_TOPICS] if name not in existing]
     if not missing:
         return []
     requests = [_request(name, settings) for name in missing]
@@ -240,7 +240,7 @@ def ensure_topics(settings: Settings) -> list[str]:
                 raise K2Error(
                     f"{name}: the broker did not create the topic: {exc.args[0].str()}"
                 ) from exc
-    _await_known([*wanted, INSTRUMENTS_TOPIC], settings)
+    _await_known([*wanted, *_OWN_TOPICS], settings)
     return created
 
 

@@ -38,7 +38,10 @@ pytestmark = pytest.mark.slow
 
 def test_missing_topics_are_named_and_then_created_once(broker: Broker, tmp_path: Path) -> None:
     settings = Settings(data=tmp_path, broker=broker.address, exchanges="T1,T2", partitions=3)
-    with pytest.raises(TopicMissing, match=r"market\.trades\.t1, market\.trades\.t2.*`k2 init`"):
+    with pytest.raises(
+        TopicMissing,
+        match=r"market\.trades\.t1, market\.trades\.t2.*rejects, market\.gaps.*`k2 init`",
+    ):
         check_topics(settings)
     made = {f"market.{kind}.{name}" for kind in ("trades", "quotes") for name in ("t1", "t2")}
     assert made <= set(ensure_topics(settings))
