@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from k2.codec import Decoded, Reject
 from k2.lake.offsets import Source
 from k2.live import Piece, aggregate
 from k2.schemas import GAPS, REJECTS, VERDICTS, Kind
-from k2.sequence import Change, Rules, SymbolState, check, gap_rows
+from k2.sequence import Change, Rules, SymbolState, check, gap_rows, stop
 
 __all__ = ["Checked", "assemble"]
 
@@ -35,6 +35,7 @@ class Checked:
     states: dict[tuple[str, str], SymbolState]
     reasons: Mapping[str, int]
     live: Piece
+    stop: Change | None = None  # behind it the partition waits: all but `gaps` ends before it
 
     def count(self, exchanges: Container[str]) -> None:
         """Add the batch to the metrics.
@@ -64,15 +65,25 @@ def assemble(
     rejects_from: int,
     gaps_from: int,
     live_from: int,
+    passed: Container[str] = (),
 ) -> Checked:
     """Check a batch's sequences and make the rows that each table does not have yet.
 
     Args:
         records_from, rejects_from, gaps_from: the tables hold everything below these offsets.
         live_from: everything below counts already in what is known live.
+        passed: findings behind which the partition does not wait: an operator has resumed them.
     """
+    stream = f"{source.topic}[{source.partition}]"
+    checked = check(states, decoded.rows, rules, stream)
+    found = checked.changes
+    if (cause := stop(found, rules, records_from, passed)) is not None:
+        # Any split gives the same: the ledger is told through the record that shows the finding,
+        # all else ends before it, and goes on with it when the finding is resumed.
+        found = check(states, _below(decoded, cause.offset + 1).rows, rules, stream).changes
+        decoded = _below(decoded, cause.offset)
+        checked = check(states, decoded.rows, rules, stream)
     rows = decoded.rows
-    checked = check(states, rows, rules, f"{source.topic}[{source.partition}]")
     offsets = rows.column("kafka_offset").to_numpy()
     duplicate = checked.verdicts == DUPLICATE
     now = pa.scalar(time.time_ns() // 1000, REJECTS.field("ingest_time").type)
@@ -85,7 +96,7 @@ def assemble(
         reject_rows.append(_duplicates(source, decoded, checked.sessions, repeated, now))
     rejected = pa.concat_tables(reject_rows) if reject_rows else REJECTS.empty_table()
     counts = rejected.column("reason").value_counts().to_pylist()
-    changes = [change for change in checked.changes if change.offset >= gaps_from]
+    changes = [change for change in found if change.offset >= gaps_from]
     return Checked(
         kind=kind,
         records=_records(kind, source, rows, checked.verdicts, checked.sessions, wanted, now),
@@ -95,7 +106,14 @@ def assemble(
         states=checked.states,
         reasons={count["values"]: count["counts"] for count in counts},
         live=aggregate(kind, rows, checked.sessions, (offsets >= live_from) & ~duplicate),
+        stop=cause,
     )
+
+
+def _below(decoded: Decoded, offset: int) -> Decoded:
+    n = int(np.searchsorted(decoded.rows.column("kafka_offset").to_numpy(), offset))
+    rejects = [reject for reject in decoded.rejects if reject.offset < offset]
+    return replace(decoded, rows=decoded.rows.slice(0, n), rejects=rejects)
 
 
 def _constant(value: object, n: int, kind: pa.DataType) -> pa.Array:

@@ -48,6 +48,8 @@ class Partition:
     epoch: str  # of the checkpointed state: this assignment's own
     topic_id: str | None  # the broker's, for the tables to carry; None: it names none
     through: int = 0  # ns: all that Kafka had before is below `accepted`; 0: not known
+    seek: int = 0  # the reader's newest move: what was fetched under another number is ignored
+    told: int = 0  # what the ledger has, or the buffer for it, while records wait before it
     began: Move | None = None  # where the log began, if not at 0, when K2 first read it
     former: list[bytes] = field(default_factory=list)  # keys that the first checkpoint replaces
     event: Any = None  # the newest; keeps alive what Faust's table finds its store by
@@ -58,9 +60,10 @@ class Partition:
         """The ledger has been told of everything below.
 
         It is committed before the records: also by these, where it had nothing to write, or was
-        not there yet. Ahead of them it is after a crash between the two commits.
+        not there yet. Ahead of them it is after a crash between the two commits, and where the
+        partition waits behind a finding.
         """
-        return max(self.gaps_at or 0, self.records_at or 0)
+        return max(self.gaps_at or 0, self.records_at or 0, self.told)
 
     def take_segments(self) -> tuple[dict[Name, bytes], int]:
         """The segments of states that changed since the last time, and how many there are."""
@@ -85,7 +88,7 @@ class Assignment:
         self._app, self._lake, self._rules, self._cluster = app, lake, rules, cluster
         self._lanes, self._rejects, self._gaps = lanes, rejects, gaps
 
-    async def plan(self, tps: set[TP]) -> dict[TP, Partition]:
+    async def plan(self, tps: set[TP], seek: int) -> dict[TP, Partition]:
         """Return the partitions, ready to be read from their `next_offset`.
 
         Raises:
@@ -145,6 +148,7 @@ class Assignment:
                 gaps_at=gaps.offsets.get(source),
                 sequences=Segments(symbols),
                 live=live,
+                seek=seek,
                 epoch=epoch,
                 topic_id=ids.get(tp.topic),
                 began=began,

@@ -13,6 +13,7 @@ from k2.agents.assemble import Checked, assemble
 from k2.agents.assignment import Assignment, Partition
 from k2.agents.lake import Lake
 from k2.agents.lane import Lane
+from k2.agents.pauses import Pauses
 from k2.agents.reach import remedy
 from k2.agents.through import reached, seen
 from k2.agents.writer import Writer
@@ -20,6 +21,7 @@ from k2.agents.writer import Writer
 from k2 import metrics
 from k2.app import App
 from k2.buffer import Buffer
+from k2.codec import Decoded
 from k2.errors import BrokerUnavailable, Fenced, K2Error, LogTruncated
 from k2.lake.commit import Sink
 from k2.sequence import Rules
@@ -55,6 +57,7 @@ class Ingest:
         self._writer = Writer(app, self.lake, tuple(dict.fromkeys(lanes.values())), rejects, gaps)
         self._assignment = Assignment(app, self.lake, lanes, rejects, gaps, self._rules, cluster)
         self._partitions: dict[TP, Partition] = {}
+        self.pauses = Pauses(self.lake, gaps.catalog, settings)
         self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="k2-decode")
         self._tasks: set[asyncio.Task[None]] = set()
         self._inflight_bytes = 0
@@ -63,7 +66,6 @@ class Ingest:
         self._buffer: Buffer[TP] = Buffer(
             settings.buffer_rows_max, settings.buffer_bytes_max, settings.flush_age_max_ms / 1000.0
         )
-        self._seek = 0
         self.started = False
 
     # -- assignment
@@ -78,8 +80,7 @@ class Ingest:
             TopicRecreated: a topic is not the one of this name that Iceberg knows.
         """
         self._drop()
-        self._seek = seek
-        self._partitions.update(await self._assignment.plan(tps))
+        self._partitions.update(await self._assignment.plan(tps, seek))
         self.started = True
         return {tp: self._partitions[tp].next_offset for tp in tps}
 
@@ -87,6 +88,7 @@ class Ingest:
         for task in self._tasks:
             task.cancel()
         self._partitions.clear()
+        self.pauses.clear()
         self._buffer.clear()
         metrics.lag_records.clear()
         self._measure()
@@ -108,8 +110,8 @@ class Ingest:
         fetched: Fetched = event.value
         tp = TP(fetched.topic, fetched.partition)
         partition = self._partitions.get(tp)
-        if partition is None or fetched.seek != self._seek:
-            return  # read for an assignment that is over: its owner reads it, maybe we, again
+        if partition is None or fetched.seek != partition.seek:
+            return  # read for an assignment that is over, or behind a pause: it is read again
         if fetched.first_offset != partition.next_offset:
             self._fail(
                 LogTruncated(
@@ -146,41 +148,73 @@ class Ingest:
         try:
             async with partition.order:
                 decoded = await decoding
-                checked = await self._in_pool(
-                    assemble,
-                    partition.lane.kind,
-                    partition.source,
-                    decoded,
-                    partition.sequences.states,
-                    self._rules,
-                    partition.records_at or 0,
-                    partition.rejects_at or 0,
-                    partition.gaps_from,
-                    partition.live.offset,
-                )
+                if fetched.seek != partition.seek:
+                    return  # the partition has been paused behind a batch before this one
+                checked = await self._check(partition, decoded)
                 if crowd := partition.live.crowded():
                     merged = await self._in_pool(partition.live.merged, crowd)
                     partition.live.condense(crowd, merged)
                 await self._buffer.room()
                 if self._partitions.get(tp) is partition:
                     self._accept(tp, partition, fetched, checked)
+                    if checked.stop is not None:
+                        place = partition.next_offset, partition.seek
+                        await self.app.consumer.move(tp, *place, hold=True)
         finally:
             async with self._inflight:
                 self._inflight_bytes -= fetched.nbytes
                 metrics.inflight_bytes.set(self._inflight_bytes)
                 self._inflight.notify_all()
 
+    async def _check(self, partition: Partition, decoded: Decoded) -> Checked:
+        passed: set[str] = set()
+        while True:
+            checked = await self._in_pool(
+                assemble,
+                partition.lane.kind,
+                partition.source,
+                decoded,
+                partition.sequences.states,
+                self._rules,
+                partition.records_at or 0,
+                partition.rejects_at or 0,
+                partition.gaps_from,
+                partition.live.offset,
+                passed,
+            )
+            # Found again, by whoever reads the record again, it may have been resumed.
+            if checked.stop is None or not await self.pauses.resumed([checked.stop]):
+                return checked
+            passed.add(checked.stop.gap_id)
+
     def _accept(self, tp: TP, partition: Partition, fetched: Fetched, checked: Checked) -> None:
         # No await in here: rows, states and offset of a batch are taken by a commit together.
         partition.sequences.update(checked.states)
-        partition.live.add(checked.live, fetched.next_offset)
-        partition.accepted = fetched.next_offset
-        partition.through = max(partition.through, reached(fetched))
-        self._buffer.add(tp, checked.records, checked.rejects, checked.gaps, fetched.next_offset)
+        end = fetched.next_offset
+        if checked.stop is not None:
+            end = partition.next_offset = checked.stop.offset
+            partition.told = checked.stop.offset + 1
+            # What was fetched so far, and is under way, is dropped by this number.
+            partition.seek = self.app.consumer.next_seek()
+            self.pauses.begin(tp, checked.stop)
+        else:
+            partition.through = max(partition.through, reached(fetched))
+        partition.live.add(checked.live, end)
+        partition.accepted = end
+        self._buffer.add(tp, checked.records, checked.rejects, checked.gaps, end)
         checked.count(self._exchanges)
         lag = metrics.lag_records.labels(topic=tp.topic, partition=tp.partition)
-        lag.set(max(0, fetched.log_end - fetched.next_offset))
+        lag.set(max(0, fetched.log_end - end))
         self._measure()
+
+    async def watch(self) -> None:
+        """Let paused partitions go on once an operator has resumed them; ends by cancellation."""
+        while True:
+            for tp in await self.pauses.over():
+                if (partition := self._partitions.get(tp)) is not None:
+                    partition.seek = self.app.consumer.next_seek()
+                    place = partition.next_offset, partition.seek
+                    await self.app.consumer.move(tp, *place, hold=False)
 
     def _measure(self) -> None:
         metrics.buffered_rows.set(self._buffer.rows)
@@ -212,8 +246,9 @@ class Ingest:
             # As they are now: while the commit runs, rows behind it change them.
             segments = {tp: partition.take_segments() for tp, (partition, _) in owned.items()}
             through = seen(self._partitions, self.app.consumer.ends, self.settings.partitions)
+            told = {tp: max(end, partition.told) for tp, (partition, end) in owned.items()}
             try:
-                await self._writer.commit(owned, taken, through)
+                await self._writer.commit(owned, taken, told, through)
                 await self._writer.checkpoint(owned, segments, self._partitions)
             finally:
                 self._buffer.written()

@@ -37,3 +37,9 @@ ingest = app.batch_source = _ingest()
 async def flush() -> None:
     """Commit when the buffer asks for it, as long as the worker lives."""
     await ingest.run()
+
+
+@app.task
+async def watch() -> None:
+    """Let paused partitions go on when an operator says so."""
+    await ingest.watch()

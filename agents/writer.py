@@ -50,11 +50,17 @@ class Writer:
         self._rejects, self._gaps = rejects, gaps
 
     async def commit(
-        self, owned: Owned, taken: Taken[TP], through: Mapping[Source, Through | None]
+        self,
+        owned: Owned,
+        taken: Taken[TP],
+        told: Mapping[TP, int],
+        through: Mapping[Source, Through | None],
     ) -> None:
         """Write what was taken, and the offsets behind it.
 
         Args:
+            told: the offset behind what the gap ledger then has; beyond that of the records where
+                a partition waits behind a finding.
             through: what was seen of all partitions, also of those that have nothing to write.
 
         Raises:
@@ -72,7 +78,8 @@ class Writer:
         if taken.gaps:
             # Before the records: a state that is made from their table tells of nothing in it.
             await publish_gaps(self._app, taken.gaps)
-            moved = [(p, end) for p, end in owned.values() if end > (p.gaps_at or 0)]
+            ends = [(p, told[tp]) for tp, (p, _) in owned.items()]
+            moved = [(p, end) for p, end in ends if end > (p.gaps_at or 0)]
             expected = {p.source: p.gaps_at for p, _ in moved}
             await self._append(self._gaps, taken.gaps, expected, moved)
             for partition, end in moved:

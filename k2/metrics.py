@@ -16,6 +16,7 @@ __all__ = [
     "instruments_bad_total",
     "lag_records",
     "missing_total",
+    "paused",
     "query_seconds",
     "records_total",
     "rejects_total",
@@ -35,6 +36,7 @@ buffered_rows = Gauge("k2_buffered_rows", "Rows waiting for a commit.")
 buffered_bytes = Gauge("k2_buffered_bytes", "Arrow bytes waiting for or in a commit.")
 inflight_bytes = Gauge("k2_inflight_bytes", "Bytes fetched and not yet decoded.")
 lag_records = Gauge("k2_lag_records", "Records behind the log's end.", ["topic", "partition"])
+paused = Gauge("k2_paused", "1: waits behind a critical finding.", ["topic", "partition"])
 decode_seconds = Histogram("k2_decode_seconds", "Decoding of one fetch.")
 decoded_batches_total = Counter(
     "k2_decoded_batches_total", "Record batches decoded, as a block or by records.", ["path"]

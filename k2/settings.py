@@ -100,6 +100,11 @@ class Settings:
         "A gap of fewer than `page` sequences warns, of more than `critical` is critical; "
         "else 10:100.",
     )
+    on_critical: str = _setting(
+        "",
+        "EXCHANGE=continue|pause[,...]",
+        "What follows a critical finding: nothing (else), or its partition waits for `k2 resume`.",
+    )
     partitions: int = _setting(4, "count", "Partitions of a topic that K2 creates.", 1, 1024)
     replication: int = _setting(1, "count", "Replicas of a topic that K2 creates.", 1, 16)
     registry_url: str = _setting("", "URL", "Confluent Schema Registry; empty: the file in `data`.")
@@ -200,6 +205,7 @@ class Settings:
             )
         _ = self.exchange_names, self.exchange_zones, self.exchange_calendars
         _ = self.exchanges_by_channel, self.exchange_gap_limits, self.url
+        _ = self.exchanges_pausing
         self._check_broker()
         self._check_lake()
 
@@ -341,6 +347,13 @@ class Settings:
             if not 1 <= int(page) <= int(critical):
                 raise SettingError(f"gap_limits: '{exchange}={text}': not 1 <= page <= critical")
         return limits
+
+    @property
+    def exchanges_pausing(self) -> frozenset[str]:
+        policies = dict(self._pairs("on_critical", "continue|pause"))
+        for exchange, policy in policies.items():
+            _one_of(f"on_critical of {exchange}", policy, ("continue", "pause"))
+        return frozenset(exchange for exchange, policy in policies.items() if policy == "pause")
 
     def _pairs(self, name: str, form: str) -> Iterator[tuple[str, str]]:
         for pair in filter(None, (p.strip() for p in getattr(self, name).split(","))):

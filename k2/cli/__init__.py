@@ -23,6 +23,7 @@ COMMANDS = {
     "offsets": "k2.cli.offsets:offsets",
     "quotes": "k2.cli.query:quotes",
     "rejects": "k2.cli.rejects:rejects",
+    "resume": "k2.cli.resume:resume",
     "simulate": "k2.cli.feeds:simulate",
     "state": "k2.cli.state:state",
     "status": "k2.cli.query:status",

@@ -79,7 +79,7 @@ def _show(rows: Rows, stop: Stop) -> None:
         table.add_column(name)
     for name in ("first", "last", "count", "remaining"):
         table.add_column(name, justify="right")
-    for name in ("offsets", "id", "accepted by"):
+    for name in ("offsets", "id", "operator"):
         table.add_column(name)
     while (batch := run(stop, rows.next_batch)) is not None:
         for row in batch.to_pylist():

@@ -10,8 +10,12 @@ from rich import box
 from rich.table import Table
 
 from k2.cli.output import bounds, console, form_of, opened, ranged, run, write
+from k2.cli.resume import show_paused
+from k2.lake.acceptances import paused
+from k2.lake.catalog import open_catalog
 from k2.query.times import interval_ns, iso
 from k2.schemas import QUOTES, TRADES, Kind
+from k2.settings import load
 
 __all__ = ["bars", "quotes", "status", "trades"]
 
@@ -119,8 +123,11 @@ def status(verdicts: bool, as_json: bool) -> None:
     k2 status --verdicts
     k2 status --json | jq .commit_age_seconds
     """
+    settings = load()
     with opened() as (engine, stop):
         state = engine.status()
+        waiting = run(stop, lambda: paused(open_catalog(settings), settings))
+        state["paused"] = [row["gap_id"] for row in waiting]
         tables = {TRADES: state, QUOTES: state[QUOTES.name]}
         if verdicts:
             for kind, table in tables.items():
@@ -130,6 +137,8 @@ def status(verdicts: bool, as_json: bool) -> None:
         return
     for table in tables.values():
         _show_facts(table)
+    if waiting:
+        show_paused(waiting)
     _show_offsets([source for table in tables.values() for source in table["offsets"]])
 
 

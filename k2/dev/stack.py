@@ -231,5 +231,16 @@ def _ready(url: str) -> bool:
     try:
         with urllib.request.urlopen(f"{url}/ready", timeout=2.0) as answer:
             return bool(answer.status == 200)
+    except urllib.error.HTTPError as refused:
+        # A partition may wait for an operator: all else works, and the views say what it is.
+        with refused:
+            return refused.code == 503 and _only_paused(refused.read())
     except (urllib.error.URLError, OSError):
+        return False
+
+
+def _only_paused(body: bytes) -> bool:
+    try:
+        return list(json.loads(body)["reasons"]) == ["paused"]
+    except (ValueError, LookupError, TypeError):
         return False

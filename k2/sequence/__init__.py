@@ -2,7 +2,7 @@
 
 from k2.sequence.check import Checked, Key, check
 from k2.sequence.fold import EARLIER_MAX
-from k2.sequence.ledger import Change, gap_rows
+from k2.sequence.ledger import Change, gap_rows, stop
 from k2.sequence.rules import LIMITS, SEVERITIES, Rules, severity
 from k2.sequence.state import Chain, Gap, Memory, Run, SymbolState
 
@@ -22,4 +22,5 @@ __all__ = [
     "check",
     "gap_rows",
     "severity",
+    "stop",
 ]

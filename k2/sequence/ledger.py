@@ -12,7 +12,7 @@ takes the rows from n on, and has each finding whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
@@ -24,7 +24,7 @@ from k2.schemas import GAP_KINDS, GAPS
 from k2.sequence.rules import LIMITS, Rules, severity
 from k2.sequence.state import INT64_MAX, Gap, Interval, Run
 
-__all__ = ["Change", "Ledger", "gap_rows", "order"]
+__all__ = ["Change", "Ledger", "gap_rows", "order", "stop"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +168,32 @@ class Ledger:
 def order(change: Change) -> tuple[int, int, int]:
     """By offset; of what one record caused, by kind and sequence."""
     return change.offset, GAP_KINDS.index(change.kind), change.missing_first
+
+
+def stop(
+    changes: Iterable[Change], rules: Rules, since: int, passed: Container[str] = ()
+) -> Change | None:
+    """Return the first change behind which its partition must wait, if there is one.
+
+    Only what opens is critical: a row of a finding that goes on is not of status `open`, and runs
+    never are critical.
+
+    Args:
+        changes: of a batch, in offset order.
+        since: whatever lies below has been let in already, and cannot wait.
+        passed: ids that an operator has resumed.
+    """
+    if not rules.pausing:
+        return None
+    for change in changes:
+        if (
+            change.offset >= since
+            and (change.status, change.severity) == ("open", "critical")
+            and change.exchange in rules.pausing
+            and change.gap_id not in passed
+        ):
+            return change
+    return None
 
 
 def gap_rows(

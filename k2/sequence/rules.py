@@ -29,6 +29,7 @@ class Rules:
     never_reset: frozenset[str] = frozenset()  # their sequences go on from session to session
     by_channel: frozenset[str] = frozenset()  # one counter over all symbols of a partition
     limits: Mapping[str, Limits] = field(default_factory=dict)
+    pausing: frozenset[str] = frozenset()  # a critical finding of these stops their partition
 
     def __post_init__(self) -> None:
         if self.gaps_open_max < 1:
@@ -45,6 +46,7 @@ class Rules:
             never_reset=settings.exchanges_never_reset,
             by_channel=settings.exchanges_by_channel,
             limits=settings.exchange_gap_limits,
+            pausing=settings.exchanges_pausing,
         )
 
 

@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 import aiokafka
+from aiokafka.structs import TopicPartition
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.transport.drivers.aiokafka import Consumer as AIOKafkaConsumer
 from faust.types import TP, ConsumerMessage, Message
@@ -45,9 +46,8 @@ class BatchSource(Protocol):
 class BatchConsumerThread(AIOKafkaConsumerThread):
     """aiokafka's side: reads committed records only, and taps the fetcher."""
 
-    _seek = 0
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._seeks: dict[TP, int] = {}  # the number of each partition's newest seek
         self.ends: dict[TP, LogEnd] = {}  # written by its thread, read by the app's
         super().__init__(*args, **kwargs)
 
@@ -61,7 +61,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
     async def on_start(self) -> None:
         await super().on_start()
         topics = self.app.batch_source.topics
-        tap(self._ensure_consumer()._fetcher, topics, lambda: self._seek, self.ends)
+        tap(self._ensure_consumer()._fetcher, topics, lambda tp: self._seeks.get(tp, 0), self.ends)
 
     async def seek_batch(self, offsets: Mapping[TP, int], seek: int) -> None:
         """Move the reader; what it returns from then on carries the number `seek`."""
@@ -69,9 +69,31 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
 
     async def _seek_batch(self, offsets: Mapping[TP, int], seek: int) -> None:
         # No await before the moves themselves: nothing is fetched between number and move.
-        self._seek = seek
+        consumer = self._ensure_consumer()
         self.ends.clear()
-        await self._seek_wait(self._ensure_consumer(), offsets)
+        self._seeks.update(dict.fromkeys(offsets, seek))
+        consumer.resume(*(TopicPartition(*tp) for tp in offsets))  # held before, assigned again
+        await self._seek_wait(consumer, offsets)
+
+    async def move(self, tp: TP, offset: int, seek: int, hold: bool) -> None:
+        """Move the reader of one partition, to stop there or to go on; as `seek_batch`."""
+        await self.call_thread(self._move, tp, offset, seek, hold)
+
+    async def _move(self, tp: TP, offset: int, seek: int, hold: bool) -> None:
+        consumer = self._ensure_consumer()
+        if tp not in consumer.assignment() or seek < self._seeks.get(tp, 0):
+            return  # taken away meanwhile, or moved since
+        self.ends.pop(tp, None)
+        self._seeks[tp] = seek
+        # aiokafka's own pause, of which Faust knows nothing: Faust's ends with a rebalance and
+        # with a full buffer that drains, and keeps a fetch in memory.
+        (consumer.pause if hold else consumer.resume)(TopicPartition(*tp))
+        consumer.seek(tp, offset)
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        # Faust would take a partition that is held for a stream that hangs.
+        if tp not in self._ensure_consumer().paused():
+            super().verify_event_path(now, tp)
 
     def partitions_of(self, topic: str) -> int | None:
         """How many a topic has, as the newest metadata says; None: unknown, or not started."""
@@ -194,10 +216,26 @@ class BatchConsumer(AIOKafkaConsumer):
         async with self._seeking:
             tps = {tp for tp in self.assignment() if self._is_batch(tp)}
             self._durable = {tp: at for tp, at in self._durable.items() if tp in tps}
-            self._seek += 1
-            offsets = await self._source.start(tps, self._seek)
-            await self._thread.seek_batch(offsets, self._seek)
+            seek = self.next_seek()
+            offsets = await self._source.start(tps, seek)
+            await self._thread.seek_batch(offsets, seek)
             return offsets
+
+    def next_seek(self) -> int:
+        """Return a number above all before it, for `move`."""
+        self._seek += 1
+        return self._seek
+
+    async def move(self, tp: TP, offset: int, seek: int, *, hold: bool) -> None:
+        """Move the reader of a batch partition to an offset; the others are read on.
+
+        A partition that was taken away meanwhile, or moved as a later number, is left alone.
+
+        Args:
+            seek: from `next_seek`; what is `Fetched` from then on carries it.
+            hold: nothing is fetched until the next move, or assignment.
+        """
+        await self._thread.move(tp, offset, seek, hold)
 
     async def wait_empty(self) -> None:
         """Drain the sinks; called by Faust when partitions are revoked and at shutdown.

@@ -69,7 +69,7 @@ class Fetched:
     nbytes: int  # of the fetch response
     log_end: int = 0  # the partition's end as the broker gave it with the response
     end: LogEnd = LogEnd()  # the same without what open transactions hold back
-    seek: int = 0  # how many times the reader had been moved to where the sinks are: see `tap`
+    seek: int = 0  # the number of the reader's newest move to where the sinks are: see `tap`
 
 
 def parse(

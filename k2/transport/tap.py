@@ -39,7 +39,7 @@ class _OneFetch(Iterator[Fetched]):
         offset: int,
         response: tuple[bytes, Any, int],
         end: LogEnd,
-        seek: Callable[[], int],
+        seek: Callable[[TopicPartition], int],
     ) -> None:
         """`response`: the records, the aborted transactions, the high watermark."""
         self.next_fetch_offset = offset
@@ -52,7 +52,7 @@ class _OneFetch(Iterator[Fetched]):
         (raw, aborted, log_end), tp = self._response, self._tp
         fetched = parse(tp.topic, tp.partition, self.next_fetch_offset, raw, aborted or ())
         self.next_fetch_offset, self._response = fetched.next_offset, None
-        return replace(fetched, seek=self._seek(), log_end=log_end, end=self._end)
+        return replace(fetched, seek=self._seek(tp), log_end=log_end, end=self._end)
 
 
 class _Client:
@@ -79,15 +79,15 @@ class _Client:
 def tap(
     fetcher: Fetcher,
     topics: Collection[str],
-    seek: Callable[[], int],
+    seek: Callable[[TopicPartition], int],
     ends: MutableMapping[TopicPartition, LogEnd],
 ) -> None:
     """Make `fetcher` return one `Fetched` per fetched partition of `topics`.
 
     Args:
-        seek: the number of the newest seek, called in the fetcher's thread. After an assignment
-            aiokafka reads from the group's offset until it is told otherwise; the number tells
-            what it read before from what it reads after.
+        seek: the number of a partition's newest seek, called in the fetcher's thread. After an
+            assignment aiokafka reads from the group's offset until it is told otherwise; the
+            number tells what it read before from what it reads after.
         ends: by partition, put in with every response, also with one that has no records.
     """
     client = fetcher._client = _Client(fetcher._client)
@@ -137,7 +137,7 @@ def _replace(
     fields: Sequence[Any],
     version: int,
     end: LogEnd,
-    seek: Callable[[], int],
+    seek: Callable[[TopicPartition], int],
 ) -> None:
     """Replace what the fetcher made of a response; `fields` from its high watermark on."""
     if isinstance(made, FetchResult) and isinstance(made._partition_records, PartitionRecords):

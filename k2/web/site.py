@@ -22,12 +22,14 @@ peers = Peers(app, ingest.topics, lambda topic: app.consumer.partitions_of(topic
 
 
 def ready() -> tuple[bool, dict[str, Any]]:
-    """Ready: partitions are assigned, read from where Iceberg ends, and can be committed."""
-    reasons = {}
+    """Ready: partitions are assigned, read from where Iceberg ends, none waits, commits work."""
+    reasons: dict[str, Any] = {}
     if app.rebalancing:
         reasons["group"] = "rebalancing"
     elif not ingest.started:
         reasons["group"] = "waiting for an assignment"
+    if paused := ingest.pauses.reasons():
+        reasons["paused"] = paused
     if ingest.lake.trouble:
         reasons["lake"] = ingest.lake.trouble
     return not reasons, reasons

@@ -38,6 +38,8 @@ def test_unknown_setting_is_refused_by_name() -> None:
         ("K2_ADVERTISE", "http://host:x", "advertise: 'http://host:x' is no URL"),
         ("K2_ADVERTISE", "http://host/k2", "advertise: 'http://host/k2' is not http"),
         ("K2_ADVERTISE", "http://0.0.0.0:1", "nobody can be reached at that"),
+        ("K2_ON_CRITICAL", "X=stop", "on_critical of X: 'stop' is none of continue, pause"),
+        ("K2_ON_CRITICAL", "pause", r"on_critical: 'pause' is not EXCHANGE=continue\|pause"),
         ("K2_SHUTDOWN_TIMEOUT_MS", "20000", "must be below session_timeout_ms"),
         ("K2_BROKER_SECURITY", "TLS", "broker_security: 'TLS' is none of PLAINTEXT, SSL"),
         ("K2_BROKER_SECURITY", "SASL_SSL", r"\(SASL_SSL\) needs broker_user and broker_password"),
@@ -80,12 +82,14 @@ def test_rules_of_an_exchange_are_read_from_pairs() -> None:
         "K2_SEQUENCES": "X=channel,ASX=symbol",
         "K2_NEVER_RESET": "X, Y",
         "K2_GAP_LIMITS": "X=1:5",
+        "K2_ON_CRITICAL": "X=pause,ASX=continue",
     }
     settings = load(environ)
     assert settings.exchange_calendars == {"ASX": "XASX", "CME": "CMES"}
     assert settings.exchanges_by_channel == {"X"}
     assert settings.exchanges_never_reset == {"X", "Y"}
     assert settings.exchange_gap_limits == {"X": (1, 5)}
+    assert settings.exchanges_pausing == {"X"}
     assert load({}).exchange_calendars == {"ASX": "XASX", "SIM": "24/7"}
 
 
