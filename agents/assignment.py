@@ -65,6 +65,10 @@ class Partition:
         """
         return max(self.gaps_at or 0, self.records_at or 0, self.told)
 
+    def is_at(self, log_end: int | None) -> bool:
+        """Whether `sequences` are those at the log's end; None: nobody knows where that is."""
+        return log_end is not None and log_end <= self.next_offset == self.accepted
+
     def take_segments(self) -> tuple[dict[Name, bytes], int]:
         """The segments of states that changed since the last time, and how many there are."""
         self.live.take()

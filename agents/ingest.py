@@ -15,6 +15,7 @@ from k2.agents.lake import Lake
 from k2.agents.lane import Lane
 from k2.agents.pauses import Pauses
 from k2.agents.reach import remedy
+from k2.agents.silence import Silence
 from k2.agents.through import reached, seen
 from k2.agents.writer import Writer
 
@@ -58,6 +59,7 @@ class Ingest:
         self._assignment = Assignment(app, self.lake, lanes, rejects, gaps, self._rules, cluster)
         self._partitions: dict[TP, Partition] = {}
         self.pauses = Pauses(self.lake, gaps.catalog, settings)
+        self.silence = Silence(settings)
         self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="k2-decode")
         self._tasks: set[asyncio.Task[None]] = set()
         self._inflight_bytes = 0
@@ -215,6 +217,14 @@ class Ingest:
                     partition.seek = self.app.consumer.next_seek()
                     place = partition.next_offset, partition.seek
                     await self.app.consumer.move(tp, *place, hold=False)
+
+    async def listen(self) -> None:
+        """Look for what has fallen silent; ends by cancellation."""
+        await self.silence.run(self._partitions, self._log_end)
+
+    def _log_end(self, tp: TP) -> int | None:
+        end = self.app.consumer.ends.get(tp)
+        return None if end is None else end.offset
 
     def _measure(self) -> None:
         metrics.buffered_rows.set(self._buffer.rows)

@@ -43,3 +43,9 @@ async def flush() -> None:
 async def watch() -> None:
     """Let paused partitions go on when an operator says so."""
     await ingest.watch()
+
+
+@app.task
+async def listen() -> None:
+    """Notice which symbols and topics fall silent."""
+    await ingest.listen()

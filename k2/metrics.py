@@ -20,6 +20,8 @@ __all__ = [
     "query_seconds",
     "records_total",
     "rejects_total",
+    "silent_symbols",
+    "silent_topics",
 ]
 
 _COMMIT_BUCKETS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -37,6 +39,12 @@ buffered_bytes = Gauge("k2_buffered_bytes", "Arrow bytes waiting for or in a com
 inflight_bytes = Gauge("k2_inflight_bytes", "Bytes fetched and not yet decoded.")
 lag_records = Gauge("k2_lag_records", "Records behind the log's end.", ["topic", "partition"])
 paused = Gauge("k2_paused", "1: waits behind a critical finding.", ["topic", "partition"])
+silent_symbols = Gauge(
+    "k2_silent_symbols", "Symbols without a record for too long.", ["exchange", "kind"]
+)
+silent_topics = Gauge(
+    "k2_silent_topics", "1: no record in any of this worker's partitions.", ["exchange", "kind"]
+)
 decode_seconds = Histogram("k2_decode_seconds", "Decoding of one fetch.")
 decoded_batches_total = Counter(
     "k2_decoded_batches_total", "Record batches decoded, as a block or by records.", ["path"]

@@ -25,6 +25,7 @@ MIB = 1024 * 1024
 EVERYWHERE = ("0.0.0.0", "::")
 SECURITY = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+_SILENCE_MAX_S = 7 * 86_400
 
 #: User and password of a URI.
 _USER_INFO = re.compile(r"//[^/@\s]*@")
@@ -104,6 +105,11 @@ class Settings:
         "",
         "EXCHANGE=continue|pause[,...]",
         "What follows a critical finding: nothing (else), or its partition waits for `k2 resume`.",
+    )
+    silence_limits: str = _setting(
+        "",
+        "EXCHANGE=symbol_seconds:topic_seconds[,...]",
+        "Without a record for longer while the exchange is open they are silent; 0: not watched.",
     )
     partitions: int = _setting(4, "count", "Partitions of a topic that K2 creates.", 1, 1024)
     replication: int = _setting(1, "count", "Replicas of a topic that K2 creates.", 1, 16)
@@ -205,7 +211,7 @@ class Settings:
             )
         _ = self.exchange_names, self.exchange_zones, self.exchange_calendars
         _ = self.exchanges_by_channel, self.exchange_gap_limits, self.url
-        _ = self.exchanges_pausing
+        _ = self.exchanges_pausing, self.exchange_silence_limits
         self._check_broker()
         self._check_lake()
 
@@ -354,6 +360,22 @@ class Settings:
         for exchange, policy in policies.items():
             _one_of(f"on_critical of {exchange}", policy, ("continue", "pause"))
         return frozenset(exchange for exchange, policy in policies.items() if policy == "pause")
+
+    @property
+    def exchange_silence_limits(self) -> dict[str, tuple[int, int]]:
+        """Seconds for a symbol and for a topic, where one of both is watched."""
+        limits, form = {}, "symbol_seconds:topic_seconds"
+        for exchange, text in self._pairs("silence_limits", form):
+            symbol, colon, topic = text.partition(":")
+            if not (colon and symbol.isdecimal() and topic.isdecimal()):
+                raise SettingError(f"silence_limits: '{exchange}={text}' is not EXCHANGE={form}")
+            if max(int(symbol), int(topic)) > _SILENCE_MAX_S:
+                raise SettingError(
+                    f"silence_limits: '{exchange}={text}': more than a week, {_SILENCE_MAX_S}"
+                )
+            if int(symbol) or int(topic):
+                limits[exchange] = int(symbol), int(topic)
+        return limits
 
     def _pairs(self, name: str, form: str) -> Iterator[tuple[str, str]]:
         for pair in filter(None, (p.strip() for p in getattr(self, name).split(","))):

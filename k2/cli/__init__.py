@@ -24,6 +24,7 @@ COMMANDS = {
     "quotes": "k2.cli.query:quotes",
     "rejects": "k2.cli.rejects:rejects",
     "resume": "k2.cli.resume:resume",
+    "silence": "k2.cli.silence:silence",
     "simulate": "k2.cli.feeds:simulate",
     "state": "k2.cli.state:state",
     "status": "k2.cli.query:status",

@@ -4,7 +4,7 @@ from k2.sequence.check import Checked, Key, check
 from k2.sequence.fold import EARLIER_MAX
 from k2.sequence.ledger import Change, gap_rows, stop
 from k2.sequence.rules import LIMITS, SEVERITIES, Rules, severity
-from k2.sequence.state import Chain, Gap, Memory, Run, SymbolState
+from k2.sequence.state import Chain, Gap, Memory, Run, SymbolState, header_columns
 
 __all__ = [
     "EARLIER_MAX",
@@ -21,6 +21,7 @@ __all__ = [
     "SymbolState",
     "check",
     "gap_rows",
+    "header_columns",
     "severity",
     "stop",
 ]

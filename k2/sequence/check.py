@@ -22,7 +22,7 @@ from k2.sequence.fold import FIRST, OK, fold
 from k2.sequence.ledger import Change, order
 from k2.sequence.rows import Rows
 from k2.sequence.rules import Rules
-from k2.sequence.state import HEADER, HEADER_BYTES, Chain, Memory, SymbolState
+from k2.sequence.state import HEADER_BYTES, Chain, Memory, SymbolState, header_columns
 
 __all__ = ["Checked", "Key", "check"]
 
@@ -114,7 +114,7 @@ def check(
     before = list(map(states.get, keys, repeat(_UNSEEN)))
 
     # Replayed rows are dropped first, so that what follows sees only rows to apply.
-    headers = _headers(before)
+    headers = header_columns(before)
     again = offsets[by_key] <= np.repeat(headers["offset"], np.diff(starts, append=n))
     replayed = np.zeros(n, np.bool_)
     if again.any():
@@ -200,13 +200,6 @@ def _settle(
     states = map(SymbolState, compress(heads, settled))
     after.update(zip(compress(keys, settled), states, strict=True))
     return plain, unseen
-
-
-def _headers(states: list[SymbolState]) -> npt.NDArray[np.void]:
-    whole = b"".join(states)
-    if len(whole) > HEADER_BYTES * len(states):
-        whole = b"".join([state[:HEADER_BYTES] for state in states])
-    return np.frombuffer(whole, HEADER)
 
 
 def _place(

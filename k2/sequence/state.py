@@ -9,11 +9,13 @@ A chain is the sequence of one session: the highest number seen, and the gaps st
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "Memory",
     "Run",
     "SymbolState",
+    "header_columns",
 ]
 
 #: What every row changes, or the check asks of every symbol: the packed state's first bytes.
@@ -193,6 +196,14 @@ class SymbolState(bytes):
         former = {day: _chain(*chain) for day, *chain in earlier}
         chain = _chain(*place, gaps, forgotten)
         return Memory(session, chain, offset, rows, former, repeated, outside, a, b, c, d, e, f)
+
+
+def header_columns(states: Sequence[SymbolState]) -> npt.NDArray[np.void]:
+    """Return the headers of n states as n rows of `HEADER`, a few ms for 20,000."""
+    whole = b"".join(states)
+    if len(whole) > HEADER_BYTES * len(states):
+        whole = b"".join([state[:HEADER_BYTES] for state in states])
+    return np.frombuffer(whole, HEADER)
 
 
 def _flat(chain: Chain) -> tuple[Any, ...]:

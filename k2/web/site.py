@@ -10,7 +10,7 @@ from k2.lake.catalog import open_catalog
 from k2.query.engine import Engine
 from k2.registry import open_registry
 from k2.tables.instruments import Instruments, table
-from k2.web import instruments
+from k2.web import instruments, silence
 from k2.web.answers import middlewares
 from k2.web.peers import Peers
 from k2.web.symbols import Symbols
@@ -43,3 +43,4 @@ app.web.web_app.router.add_routes(
 app.web.web_app.router.add_routes(
     instruments.routes(Instruments(table, open_registry(app.settings)))
 )
+app.web.web_app.router.add_routes(silence.routes(ingest.silence.report))

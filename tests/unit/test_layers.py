@@ -12,7 +12,7 @@ LAYERS = {
     "": 0, "errors": 0, "settings": 0, "metrics": 0,
     "records": 1, "schemas": 1, "security": 1,
     "transport": 2, "codec": 2, "registry": 2, "sequence": 2, "calendars": 2,
-    "buffer": 2, "live": 2,
+    "buffer": 2, "live": 2, "silence": 2,
     "lake": 3,
     "query": 4,
     "app": 5, "topics": 5, "logs": 5, "holes": 5, "changelog": 5,

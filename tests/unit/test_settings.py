@@ -40,6 +40,8 @@ def test_unknown_setting_is_refused_by_name() -> None:
         ("K2_ADVERTISE", "http://0.0.0.0:1", "nobody can be reached at that"),
         ("K2_ON_CRITICAL", "X=stop", "on_critical of X: 'stop' is none of continue, pause"),
         ("K2_ON_CRITICAL", "pause", r"on_critical: 'pause' is not EXCHANGE=continue\|pause"),
+        ("K2_SILENCE_LIMITS", "X=10", "silence_limits: 'X=10' is not EXCHANGE=symbol_seconds:"),
+        ("K2_SILENCE_LIMITS", "X=1:604801", "'X=1:604801': more than a week, 604800"),
         ("K2_SHUTDOWN_TIMEOUT_MS", "20000", "must be below session_timeout_ms"),
         ("K2_BROKER_SECURITY", "TLS", "broker_security: 'TLS' is none of PLAINTEXT, SSL"),
         ("K2_BROKER_SECURITY", "SASL_SSL", r"\(SASL_SSL\) needs broker_user and broker_password"),
@@ -83,6 +85,7 @@ def test_rules_of_an_exchange_are_read_from_pairs() -> None:
         "K2_NEVER_RESET": "X, Y",
         "K2_GAP_LIMITS": "X=1:5",
         "K2_ON_CRITICAL": "X=pause,ASX=continue",
+        "K2_SILENCE_LIMITS": "X=60:5, ASX=0:0, SIM=0:9",
     }
     settings = load(environ)
     assert settings.exchange_calendars == {"ASX": "XASX", "CME": "CMES"}
@@ -90,6 +93,7 @@ def test_rules_of_an_exchange_are_read_from_pairs() -> None:
     assert settings.exchanges_never_reset == {"X", "Y"}
     assert settings.exchange_gap_limits == {"X": (1, 5)}
     assert settings.exchanges_pausing == {"X"}
+    assert settings.exchange_silence_limits == {"X": (60, 5), "SIM": (0, 9)}
     assert load({}).exchange_calendars == {"ASX": "XASX", "SIM": "24/7"}
 
 
