@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from k2.dev.stack import Stack, init, set_aside_tables
+from k2.dev.stack import Stack, _ready, init, set_aside_tables
 from k2.errors import K2Error, SettingError
 from k2.lake.catalog import gaps_name, open_catalog, rejects_name, table_name
 from k2.registry import open_registry
@@ -66,6 +69,35 @@ def test_no_workers_is_refused(tmp_path: Path) -> None:
 def test_one_url_for_several_workers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="advertise: http://k2 is one URL for 2 workers"):
         Stack(Settings(data=tmp_path, advertise="http://k2"), 2)
+
+
+@pytest.mark.parametrize(
+    ("status", "reasons", "up"),
+    [
+        (200, {}, True),
+        (503, {"paused": ["market.trades.sim[0] waits"]}, True),
+        (503, {"paused": ["market.trades.sim[0] waits"], "lake": "away"}, False),
+        (503, {"group": "rebalancing"}, False),
+        (500, {"paused": ["market.trades.sim[0] waits"]}, False),
+        (503, None, False),
+    ],
+)
+def test_a_worker_with_a_paused_partition_is_up(
+    status: int, reasons: dict[str, object] | None, up: bool
+) -> None:
+    """It waits for an operator, who needs the stack; whatever else it says has to pass first."""
+
+    class Ready(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps({"ready": status == 200, "reasons": reasons}).encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Ready) as server:
+        threading.Thread(target=server.handle_request).start()
+        assert _ready(f"http://127.0.0.1:{server.server_port}") is up
 
 
 @pytest.mark.slow
