@@ -146,11 +146,12 @@ class Silence:
             {**self._names(topic), "topic": topic, "last_ts_event": last or None}
             for topic, last in sorted(self._silent.items())
         ]
-        symbols = [
+        symbols: list[dict[str, Any]] = [
             {**self._names(tp.topic), "symbol": symbol or None, "last_ts_event": last}
-            for tp, heard in sorted(self._heard.items(), key=lambda each: each[0])
-            for symbol, last in sorted(heard.silent)
+            for tp, heard in self._heard.items()
+            for symbol, last in heard.silent
         ]
+        symbols.sort(key=lambda row: (row["exchange"], row["kind"], row["symbol"] or ""))
         return {
             "limits": {
                 name: {"symbol_seconds": symbol, "topic_seconds": topic, "open": is_open}

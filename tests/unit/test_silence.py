@@ -12,6 +12,7 @@ from faust.types import TP
 from k2.agents.assignment import Partition
 from k2.agents.lane import Lane
 from k2.agents.silence import Silence
+from k2.tables.segments import Segments
 
 from k2 import metrics
 from k2.calendars import load
@@ -98,7 +99,7 @@ class Worker:
         tp = TP(TOPIC, number)
         states = {("SIM", symbol): state(NOW - ago * S) for symbol, ago in last.items()}
         partition = Partition(
-            Source("c", *tp), self.lane, 7, 7, None, None, states, "", None, accepted=7
+            Source("c", *tp), self.lane, 7, 7, None, None, Segments(states), "", None, accepted=7
         )
         self.partitions[tp], self.ends[tp] = partition, 7
         return partition
@@ -123,7 +124,7 @@ def worker(tmp_path: Path) -> Worker:
 
 def test_symbols_are_silent_by_their_own_limit(worker: Worker) -> None:
     """One that was not there yesterday is gone; one of another exchange does not count."""
-    worker.own(0, A=5, B=61, GONE=7 * 86_400).states["ASX", "C"] = state(NOW - 61 * S)
+    worker.own(0, A=5, B=61, GONE=7 * 86_400).sequences.states["ASX", "C"] = state(NOW - 61 * S)
     worker.own(1, D=60)
     assert worker.look() == ([], ["B"])
     assert worker.sample(metrics.silent_symbols) == 1
@@ -140,13 +141,13 @@ def test_a_topic_is_silent_once_and_speaks_again_once(
 ) -> None:
     """Silent if all of its partitions are; one that never had a record does not count."""
     caplog.set_level(logging.INFO)
-    quiet_one, other = worker.own(0, A=20), worker.own(1, B=9)
+    quiet_one, _ = worker.own(0, A=20), worker.own(1, B=9)
     worker.own(2)
     assert worker.look()[0] == []
     for after in (2, 3):
         assert worker.look(after)[0] == [TOPIC]
     assert worker.sample(metrics.silent_topics) == 1
-    quiet_one.states["SIM", "A"] = state(NOW + 4 * S)
+    quiet_one.sequences.states["SIM", "A"] = state(NOW + 4 * S)
     for after in (4, 5):
         assert worker.look(after)[0] == []
     assert worker.sample(metrics.silent_topics) == 0
@@ -154,7 +155,6 @@ def test_a_topic_is_silent_once_and_speaks_again_once(
         f"{TOPIC} is silent: no record for 11 s in partitions 0, 1",
         f"{TOPIC} speaks again",
     ]
-    assert other.states
 
 
 def test_what_is_not_read_to_its_end_may_speak_but_is_not_called_silent(worker: Worker) -> None:
@@ -167,7 +167,7 @@ def test_what_is_not_read_to_its_end_may_speak_but_is_not_called_silent(worker: 
     # Known to be silent it stays so, until a record is there.
     worker.ends[tp] = 8
     assert worker.look() == ([TOPIC], ["A"])
-    partition.states["SIM", "A"] = state(NOW)
+    partition.sequences.states["SIM", "A"] = state(NOW)
     assert worker.look()[0] == []
 
 
