@@ -19,6 +19,7 @@ from k2.calendars import load
 from k2.lake.catalog import ensure_tables, open_catalog, table_name
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source
+from k2.live import Live
 from k2.schemas import TRADES
 from k2.sequence import Memory, SymbolState
 from k2.sequence.state import Chain
@@ -99,7 +100,17 @@ class Worker:
         tp = TP(TOPIC, number)
         states = {("SIM", symbol): state(NOW - ago * S) for symbol, ago in last.items()}
         partition = Partition(
-            Source("c", *tp), self.lane, 7, 7, None, None, Segments(states), "", None, accepted=7
+            source=Source("c", *tp),
+            lane=self.lane,
+            next_offset=7,
+            records_at=7,
+            rejects_at=None,
+            gaps_at=None,
+            sequences=Segments(states),
+            live=Live(TRADES, 0, lambda name, copied: None),
+            epoch="",
+            topic_id=None,
+            accepted=7,
         )
         self.partitions[tp], self.ends[tp] = partition, 7
         return partition
