@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from k2.live.forms import BAR_NS, BARS, FIRST, LATEST, NOTIONAL, VOLUME, Form
 from k2.live.groups import Groups, Int64s, Places, codes
-from k2.live.limbs import product, split
+from k2.live.limbs import carried, product, split
 from k2.schemas import TRADES, Kind
 
 __all__ = ["Piece", "aggregate", "merge"]
@@ -108,6 +108,8 @@ def _reduce(
     first = groups.first(*(rows[name] for name in FIRST))
     columns = {name: rows[name][first] for name in form.opening}
     columns |= {name: groups.sums(rows[name]) for name in form.sums}
+    for limbs in (VOLUME, NOTIONAL) if VOLUME[0] in columns else ():
+        columns |= zip(limbs, carried([columns[name] for name in limbs]), strict=True)
     if "high" in form.schema.names:
         columns |= {"high": groups.greatest(rows["high"]), "low": groups.least(rows["low"])}
     for name in form.schema.names:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from k2.live import BARS, LATEST, Form, Piece, aggregate, merge
 from k2.live.forms import BAR_NS, NOTIONAL, VOLUME
 from k2.live.groups import Groups, codes
-from k2.live.limbs import joined, product, split
+from k2.live.limbs import carried, joined, product, split
 from k2.schemas import QUOTES, TRADES, Kind
 
 E8 = 10**8
@@ -228,8 +228,15 @@ def test_tables_of_two_forms_are_not_merged() -> None:
 def test_limbs_add_up_to_the_exact_sums(pairs: list[tuple[int, int]]) -> None:
     one, other = (np.array(values, np.int64) for values in zip(*pairs, strict=True))
     exact = sum(a * b for a, b in pairs)
-    assert joined(int(limb.sum()) for limb in product(one, other)) == exact
-    assert joined(int(limb.sum()) for limb in split(one)) == sum(a for a, _ in pairs)
+    for limbs, expected in (
+        (product(one, other), exact),
+        (split(one), sum(a for a, _ in pairs)),
+    ):
+        sums = [np.array([limb.sum()]) for limb in limbs]
+        narrow = carried(sums)
+        for found in (sums, narrow):
+            assert joined(int(limb[0]) for limb in found) == expected
+        assert all(0 <= limb[0] < 1 << 32 for limb in narrow[:-1])
 
 
 @given(
