@@ -11,7 +11,9 @@ from k2.live.forms import Form
 __all__ = ["pack", "through", "unpack"]
 
 _THROUGH = Struct("<q")
+#: Of small columns: to wake threads for them costs more than they save.
 _OPTIONS = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+_READ_OPTIONS = pa.ipc.IpcReadOptions(use_threads=False)
 
 
 def pack(rows: pa.Table, end: int) -> bytes:
@@ -35,7 +37,9 @@ def unpack(form: Form, segment: bytes) -> pa.Table:
         ValueError: the segment is not in this form.
     """
     try:
-        with pa.ipc.open_stream(memoryview(segment)[_THROUGH.size :]) as reader:
+        with pa.ipc.open_stream(
+            memoryview(segment)[_THROUGH.size :], options=_READ_OPTIONS
+        ) as reader:
             rows = reader.read_all()
     except (pa.ArrowException, OSError) as exc:
         raise ValueError(f"no segment of live rows: {exc}") from exc

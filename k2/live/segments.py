@@ -16,6 +16,7 @@ ones were not removed any more, the higher modulus counts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 from itertools import pairwise
 from zlib import crc32
 
@@ -47,7 +48,7 @@ BARS_AGE_MAX_NS = 86_400_000_000_000
 #: More of them, and the recent bars but those of the newest minute move into their hours.
 RECENT_ROWS_MAX = 4096
 #: Latest rows are written anew for few symbols: smaller segments. A record may have a megabyte.
-SEGMENT_BYTES_MAX = {LATEST_SEGMENTS: 32 * 1024}
+SEGMENT_BYTES_MAX = {LATEST_SEGMENTS: 64 * 1024}
 OTHER_SEGMENT_BYTES_MAX = 512 * 1024
 _MODULUS_MAX = 1 << 16
 
@@ -183,7 +184,12 @@ class Writing:
 
 def residue(exchange: str, symbol: str, modulus: int) -> int:
     """Which segment a symbol is in, 0..modulus-1: the same in every process and release."""
-    return crc32(f"{exchange}\0{symbol}".encode()) % modulus
+    return _hash(f"{exchange}\0{symbol}") % modulus
+
+
+@lru_cache(1 << 17)
+def _hash(pair: str) -> int:
+    return crc32(pair.encode())
 
 
 def _name(family: Family, modulus: int, own: int) -> Name:
@@ -209,6 +215,6 @@ def _hashes(rows: pa.Table) -> Hashes:
         return np.zeros(0, np.int64)
     pairs = pc.binary_join_element_wise(rows.column("exchange"), rows.column("symbol"), "\0")
     coded = pairs.combine_chunks().dictionary_encode()
-    hashes = np.array([crc32(pair.encode()) for pair in coded.dictionary.to_pylist()], np.int64)
+    hashes = np.array(list(map(_hash, coded.dictionary.to_pylist())), np.int64)
     of_rows: Hashes = hashes[coded.indices.to_numpy()]
     return of_rows
