@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from k2.live.forms import BAR_NS, BARS, FIRST, LATEST, NOTIONAL, VOLUME, Form
 from k2.live.groups import Groups, Int64s, Places, codes
@@ -134,13 +135,16 @@ def _named(form: Form, place: Sequence[Int64s]) -> dict[str, Int64s]:
 
 
 def _codes(column: pa.ChunkedArray) -> npt.NDArray[np.int32]:
+    """Numbers of n >= 1 strings, in no order."""
+    if pc.all(pc.equal(column, column[0])).as_py():  # of exchanges mostly, and four times as fast
+        return np.zeros(len(column), np.int32)
     coded = column.combine_chunks().dictionary_encode()
-    codes_: npt.NDArray[np.int32] = coded.indices.to_numpy()
-    return codes_
+    numbers: npt.NDArray[np.int32] = coded.indices.to_numpy()
+    return numbers
 
 
 def _unscaled(column: pa.ChunkedArray) -> Int64s:
     """Decimals of up to 18 digits as whole numbers of their last one."""
     array = column.combine_chunks()
     words = np.frombuffer(array.buffers()[1], np.int64)  # of 128 bits the low half comes first
-    return words[2 * array.offset : 2 * (array.offset + len(array)) : 2]
+    return words[2 * array.offset : 2 * (array.offset + len(array)) : 2].copy()
