@@ -15,6 +15,7 @@ from k2.feeds.producer import produce
 from k2.feeds.simulate import Simulation
 from k2.schemas import QUOTES, TRADES
 from k2.settings import Settings
+from tests.chaos.rounds import ChaosWorker
 from tests.integration.parts import (
     Feed,
     Worker,
@@ -107,6 +108,35 @@ def test_what_is_forgotten_is_made_from_the_tables(lake: Settings) -> None:
         worker.start()
         worker.await_ready()
         assert before == {s: _known(worker, s) for s in day.journal.rows}
+        assert MADE_ANEW in worker.log()
+        worker.terminate()
+
+
+@pytest.mark.parametrize("place", ["local"], indirect=True)
+@pytest.mark.parametrize("put", [100, 103])
+def test_a_checkpoint_cut_short_counts_nothing_twice(lake: Settings, put: int) -> None:
+    """Killed between two segments of one of many checkpoints: some are ahead of the mark."""
+    day = Simulation(6, SYMBOLS, ROWS // 10, date=DAYS[0], **FAULTS)
+    mark = lake.data / "hit"
+    chaos = {
+        "CHAOS_POINT": "mid-table-flush",
+        "CHAOS_ACTION": "kill",
+        "CHAOS_FIRST": str(put),
+        "CHAOS_TIMES": "1",
+        "CHAOS_MARK": str(mark),
+    }
+    with ChaosWorker(lake, "a", chaos) as victim:
+        victim.await_ready()
+        with Feed([pa.concat_tables(day)], TRADES.topic("SIM"), lake, RATE / 10) as feed:
+            until(lambda: victim.child.poll() is not None, 60, lambda: f"dead:\n{victim.tail()}")
+            assert mark.read_text() == f"{put}\n", victim.tail()
+            feed.done.result(timeout=60)
+    with Worker(lake, "a") as worker:  # its folder has them, the changelog not yet
+        worker.await_ready()
+        _await_rows(lake, "trades", sum(day.journal.rows.values()), worker)
+        for symbol, told in _told_by_the_tables(lake).items():
+            _require(_answer(worker, symbol, "?bars=true"), told)
+        _require_sequences(worker, day)
         assert MADE_ANEW in worker.log()
         worker.terminate()
 
@@ -246,7 +276,7 @@ def _require_sequences(worker: Worker, day: Simulation) -> None:
         assert sequences["health"] == ("gaps" if gaps else "complete")
         assert sequences["open_gaps"] == len(gaps)
         assert sequences["missing"] == sum(last - first + 1 for first, last in gaps)
-        assert sequences["session"] == DAYS[1].isoformat()
+        assert sequences["session"] == day.date.isoformat()
         assert sequences["last_sequence"] == rows + sequences["missing"]
 
 

@@ -56,3 +56,13 @@ def test_gaps_are_counted_by_exchange_and_severity_with_bounded_labels() -> None
         checked.count(exchanges)
         after = [counter._value.get() for counter in counters]
         assert [now - then for now, then in zip(after, before, strict=True)] == [2, 11]
+
+
+@pytest.mark.parametrize(("live_from", "counted"), [(0, 3), (101, 2), (104, 0)])
+def test_what_is_known_live_counts_each_new_record_once(live_from: int, counted: int) -> None:
+    """Neither a duplicate nor what counts already, whatever the tables still need."""
+    repeated = of_values(*(framed({**TRADE, "sequence": n}) for n in (7, 8, 8, 9)))
+    checked = assemble(TRADES, SOURCE, DECODER.decode(repeated), {}, Rules(), 0, 0, 0, live_from)
+    assert checked.records.num_rows == 3
+    assert sum(checked.live.latest["records"].to_pylist()) == counted
+    assert sum(checked.live.bars["records"].to_pylist()) == counted
