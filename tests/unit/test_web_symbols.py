@@ -217,6 +217,7 @@ class Group:
             source=Source("c", topic, number),
             lane=self.lanes[kind],
             next_offset=len(rows),
+            accepted=len(rows),
             records_at=None,
             rejects_at=None,
             gaps_at=None,
