@@ -33,6 +33,7 @@ from k2.app import App
 from k2.buffer import Taken
 from k2.lake.commit import Sink
 from k2.lake.offsets import Move, Source, Through, Topic
+from k2.live.segments import Writing
 
 __all__ = ["Owned", "Writer"]
 
@@ -136,8 +137,8 @@ class Writer:
             # A partition that was taken away while the commit ran belongs to its new owner.
             if assigned.get(tp) is partition:
                 changed, count = segments[tp]
-                live = await asyncio.to_thread(partition.live.writing, end)
-                if assigned.get(tp) is not partition:
+                live = await _live(tp, partition, end, assigned)
+                if live is None:
                     continue
                 partition.live.written(live)
                 await symbols.checkpoint(
@@ -153,3 +154,16 @@ class Writer:
                 )
                 partition.former = []
                 self._app.consumer.durable({tp: end})
+
+
+async def _live(
+    tp: TP, partition: Partition, end: int, assigned: Mapping[TP, Partition]
+) -> Writing | None:
+    """What is known live, to be written; None: the partition was taken away meanwhile."""
+    try:
+        found = await asyncio.to_thread(partition.live.writing, end)
+    except Exception:  # RocksDB's errors are plain ones: its store may be closed by now
+        if assigned.get(tp) is partition:
+            raise
+        return None
+    return found if assigned.get(tp) is partition else None
