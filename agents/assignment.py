@@ -40,6 +40,7 @@ class Partition:
     lane: Lane
     next_offset: int  # of the next fetch
     accepted: int  # everything below is in the tables or in the buffer
+    log_end: int  # when it was assigned: whoever had it before has read no further
     records_at: int | None  # the kind's table holds everything below; None: it never had any
     rejects_at: int | None  # the rejects table holds everything below; None: it never had any
     gaps_at: int | None  # so does the gap ledger's; both lag where they had nothing to write
@@ -147,6 +148,7 @@ class Assignment:
                 lane=lane,
                 next_offset=watermark,
                 accepted=watermark,
+                log_end=ends.get(tp) or 0,
                 records_at=records.offsets.get(source),
                 rejects_at=rejects.offsets.get(source),
                 gaps_at=gaps.offsets.get(source),

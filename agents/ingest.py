@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import pyarrow as pa
 from faust.types import TP
 from k2.agents.assemble import Checked, assemble
 from k2.agents.assignment import Assignment, Partition
@@ -23,8 +24,10 @@ from k2 import metrics
 from k2.app import App
 from k2.buffer import Buffer
 from k2.codec import Decoded
-from k2.errors import BrokerUnavailable, Fenced, K2Error, LogTruncated
+from k2.errors import BrokerUnavailable, Fenced, K2Error, LogTruncated, PeerUnavailable
 from k2.lake.commit import Sink
+from k2.query.fresh import Held
+from k2.schemas import Kind
 from k2.sequence import Rules
 from k2.transport import Fetched
 
@@ -229,6 +232,36 @@ class Ingest:
     def _measure(self) -> None:
         metrics.buffered_rows.set(self._buffer.rows)
         metrics.buffered_bytes.set(self._buffer.nbytes)
+
+    # -- what is in hand
+
+    def held(self, kind: Kind) -> list[Held]:
+        """The buffered records of a kind, of every partition that this worker owns.
+
+        Raises:
+            PeerUnavailable: a partition is still being read up to where it was read before; rows
+                that somebody was shown already would be missing.
+        """
+        rows, times = self._buffer.held(), seen(self._partitions, self.app.consumer.ends, 0)
+        found = []
+        for tp, partition in self._partitions.items():
+            if partition.lane.kind is not kind:
+                continue
+            following = max(partition.accepted, partition.records_at or 0)
+            if following < partition.log_end:
+                raise PeerUnavailable(
+                    f"{partition.source}: at {following}, being read up to {partition.log_end}"
+                )
+            source, time = partition.source, times.get(partition.source)
+            through = time.time if time else 0
+            found.append(
+                Held(source, partition.records_at, following, through, rows.get(tp, []))
+            )
+        return found
+
+    def held_gaps(self) -> list[pa.Table]:
+        """The buffered rows of the gap ledger, of all kinds."""
+        return self._buffer.held_gaps()
 
     # -- commit
 

@@ -29,14 +29,15 @@ class Taken(Generic[P]):
 class Buffer(Generic[P]):
     """Collects until rows, bytes or age ask for a flush; when full, `room` waits.
 
-    The bytes being committed count until `written`, so that the bound holds while a commit runs.
+    What is being committed counts until `written`, so that the bound of bytes holds while a commit
+    runs, and can be read until then, so that a row can be read at any time after it was added.
     """
 
     def __init__(self, rows_max: int, bytes_max: int, age_max_s: float) -> None:
         self._rows_max, self._bytes_max, self._age_max_s = rows_max, bytes_max, age_max_s
         self._taken: Taken[P] = Taken()
         self._since: float | None = None
-        self._committing_bytes = 0
+        self._committing: Taken[P] = Taken()
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
@@ -44,7 +45,7 @@ class Buffer(Generic[P]):
     @property
     def nbytes(self) -> int:
         """Bytes held: collected, and being committed."""
-        return self._taken.nbytes + self._committing_bytes
+        return self._taken.nbytes + self._committing.nbytes
 
     @property
     def rows(self) -> int:
@@ -69,6 +70,17 @@ class Buffer(Generic[P]):
         if self.nbytes >= self._bytes_max:
             self._room.clear()
         self._changed.set()
+
+    def held(self) -> dict[P, list[pa.Table]]:
+        """All records by partition, as they came: being committed, and collected behind them."""
+        found: dict[P, list[pa.Table]] = {}
+        for partition, records in (*self._committing.records, *self._taken.records):
+            found.setdefault(partition, []).append(records)
+        return found
+
+    def held_gaps(self) -> list[pa.Table]:
+        """All rows of the gap ledger, as they came."""
+        return [*self._committing.gaps, *self._taken.gaps]
 
     async def room(self) -> None:
         """Wait until the buffer is below its bound of bytes."""
@@ -97,11 +109,11 @@ class Buffer(Generic[P]):
     def take(self) -> Taken[P]:
         """Hand over all that is collected; call `written` when it is durable or dropped."""
         taken, self._taken, self._since = self._taken, Taken(), None
-        self._committing_bytes = taken.nbytes
+        self._committing = taken
         return taken
 
     def written(self) -> None:
-        self._committing_bytes = 0
+        self._committing = Taken()
         if self.nbytes < self._bytes_max:
             self._room.set()
 

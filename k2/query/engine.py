@@ -24,6 +24,7 @@ from k2.lake.offsets import (
     MOVES_PROPERTY,
     OFFSETS_PROPERTY,
     THROUGH_PROPERTY,
+    Source,
     decode_moves,
     decode_through,
 )
@@ -31,13 +32,14 @@ from k2.lake.offsets import decode as decode_offsets
 from k2.lake.replays import Ledger
 from k2.query import bars, gaps, rejects
 from k2.query.coverage import KnownGaps, Span, told
+from k2.query.fresh import Fresh
 from k2.query.rejects import Selection
 from k2.query.rows import Known, Rows, Stop
 from k2.query.scan import Scan
 from k2.schemas import KINDS, TRADES, Kind
 from k2.settings import Settings
 
-__all__ = ["COLUMNS", "SYMBOLS", "Engine"]
+__all__ = ["COLUMNS", "SYMBOLS", "Engine", "check_bounds"]
 
 NS_MIN, NS_MAX = -(2**63), 2**63 - 1
 
@@ -96,6 +98,7 @@ class Engine:
         limit: int | None = None,
         columns: Sequence[str] | None = None,
         stop: Stop | None = None,
+        fresh: Fresh | None = None,
     ) -> Rows:
         """Rows of [start_ns, end_ns), ascending by ts_event, then by topic, partition, offset.
 
@@ -104,10 +107,11 @@ class Engine:
             limit: rows at most, 1..query_rows_max; None is query_rows_max.
             columns: of `kind.table`; None is `COLUMNS`.
             stop: lets another thread end this call and the reading of its rows.
+            fresh: what the workers have of these rows in hand, gathered before this call.
 
         Raises:
             BadQuery: names the parameter.
-            CatalogUnavailable: the table cannot be loaded.
+            CatalogUnavailable: the table cannot be loaded, or not as new as `fresh` wants it.
         """
         names = tuple(columns or COLUMNS[kind])
         if unknown := [name for name in names if name not in kind.table.names]:
@@ -115,8 +119,8 @@ class Engine:
         most = self._limit(limit)
         schema = pa.schema([kind.table.field(name) for name in names])
         with metrics.query_seconds.labels(resource=kind.name).time():
-            scan = self._scan(kind, exchange, symbols, start_ns, end_ns, stop)
-            known = self._known(scan, exchange, symbols, start_ns, end_ns)
+            scan = self._scan(kind, exchange, symbols, start_ns, end_ns, stop, fresh)
+            known = self._known(scan, exchange, symbols, start_ns, end_ns, fresh)
             if scan.rows_max == 0:
                 return Rows(schema, iter(()), scan.snapshot_id, known=known)
             truncated = scan.rows_max > most and scan.exceeds(most)
@@ -137,6 +141,7 @@ class Engine:
         interval_ns: int,
         limit: int | None = None,
         stop: Stop | None = None,
+        fresh: Fresh | None = None,
     ) -> Rows:
         """Bars of one symbol's trades in [start_ns, end_ns), ascending; empty bars are left out.
 
@@ -145,13 +150,13 @@ class Engine:
 
         Raises:
             BadQuery: names the parameter; among others a symbol of several exchanges without one.
-            CatalogUnavailable: the table cannot be loaded.
+            CatalogUnavailable: as for `records`, and so is `fresh`.
         """
         most = self._limit(limit)
         with metrics.query_seconds.labels(resource="bars").time():
-            scan = self._scan(TRADES, exchange, symbol, start_ns, end_ns, stop)
+            scan = self._scan(TRADES, exchange, symbol, start_ns, end_ns, stop, fresh)
             statement, step = bars.sql(scan.sql, interval_ns)
-            known = self._known(scan, exchange, symbol, start_ns, end_ns)
+            known = self._known(scan, exchange, symbol, start_ns, end_ns, fresh)
             if scan.rows_max == 0:
                 return Rows(bars.BARS, iter(()), scan.snapshot_id, known=known)
             if exchange is None:
@@ -205,7 +210,7 @@ class Engine:
             return rejects.records(self._database, self._rejects(which), which, stop or Stop())
 
     def _rejects(self, which: Selection) -> Table:
-        _check_bounds(which.start_ns, which.end_ns)
+        check_bounds(which.start_ns, which.end_ns)
         return load_table(self._catalog, rejects_name(self._settings))
 
     def gaps(
@@ -220,7 +225,7 @@ class Engine:
             CatalogUnavailable: the table cannot be loaded.
         """
         most = self._limit(limit)
-        _check_bounds(which.start_ns, which.end_ns)
+        check_bounds(which.start_ns, which.end_ns)
         with metrics.query_seconds.labels(resource="gaps").time():
             table = load_table(self._catalog, gaps_name(self._settings))
             return gaps.rows(self._database, table, which, most, stop or Stop())
@@ -257,11 +262,9 @@ class Engine:
         state["snapshot_id"] = snapshot.snapshot_id
         state["snapshot_ts"] = snapshot.timestamp_ms * 1_000_000
         state["commit_age_seconds"] = max(0.0, time.time() - snapshot.timestamp_ms / 1000)
-        summary = snapshot.summary
-        offsets = decode_offsets(summary[OFFSETS_PROPERTY] if summary else None)
         state["offsets"] = [
             {**source._asdict(), "next_offset": offset}
-            for source, offset in sorted(offsets.items())
+            for source, offset in sorted(_next_offsets(table).items())
         ]
         return state
 
@@ -293,11 +296,27 @@ class Engine:
         start_ns: int | None,
         end_ns: int | None,
         stop: Stop | None,
+        fresh: Fresh | None = None,
     ) -> Scan:
-        _check_bounds(start_ns, end_ns)
+        check_bounds(start_ns, end_ns)
         wanted = (symbols,) if isinstance(symbols, str) else symbols
-        table = load_table(self._catalog, table_name(self._settings, kind))
-        return Scan(self._database, kind, table, exchange, wanted, start_ns, end_ns, stop or Stop())
+        table, rows = self._loaded(kind, fresh)
+        which = (exchange, wanted, start_ns, end_ns)
+        return Scan(self._database, kind, table, *which, stop or Stop(), rows)
+
+    def _loaded(self, kind: Kind, fresh: Fresh | None) -> tuple[Table, pa.Table | None]:
+        """The table as it is now, and the rows that it does not have."""
+        name = table_name(self._settings, kind)
+        table = load_table(self._catalog, name)
+        if fresh is None:
+            return table, None
+        if fresh.stale(_next_offsets(table)):
+            table = load_table(self._catalog, name)
+        if stale := fresh.stale(_next_offsets(table)):
+            raise CatalogUnavailable(
+                f"{name}: the catalog gives an older table than it had: {stale}"
+            )
+        return table, fresh.beyond(_next_offsets(table), kind)
 
     def _known(
         self,
@@ -306,30 +325,47 @@ class Engine:
         symbols: str | Sequence[str] | None,
         start_ns: int | None,
         end_ns: int | None,
+        fresh: Fresh | None,
     ) -> Known:
         """What is known of the records of a scan, which has been planned before this is called."""
         wanted = (symbols,) if isinstance(symbols, str) else symbols
         span, summary = Span(exchange, wanted, start_ns, end_ns), scan.summary
-        times = decode_through(summary[THROUGH_PROPERTY] if summary else None).values()
+        times = decode_through(summary[THROUGH_PROPERTY] if summary else None)
+        if fresh is not None:
+            times = fresh.through(times)
         # The least of all partitions, if all are known.
-        through = min((time or 0 for time in times), default=0) or None
+        through = min((time or 0 for time in times.values()), default=0) or None
         try:
             ledger = load_table(self._catalog, gaps_name(self._settings))
         except CatalogUnavailable as exc:
             if isinstance(exc.__cause__, NoSuchTableError):
-                return Known(None, through)
+                return Known(None, through, fresh is not None)
             raise
         offsets = decode_offsets(summary[OFFSETS_PROPERTY] if summary else None)
-        moves = decode_moves(summary[MOVES_PROPERTY] if summary else None)
-        return Known(self._known_gaps.coverage(ledger, span, told(offsets, moves)), through)
+        bounds = told(offsets, decode_moves(summary[MOVES_PROPERTY] if summary else None))
+        if fresh is None:
+            return Known(self._known_gaps.coverage(ledger, span, bounds), through)
+        bounds, held = fresh.bounds(bounds), [fresh.gaps]
+        return Known(self._known_gaps.coverage(ledger, span, bounds, held), through, True)
 
 
-def _check_bounds(start_ns: int | None, end_ns: int | None) -> None:
+def check_bounds(start_ns: int | None, end_ns: int | None) -> None:
+    """Refuse what is no span of time.
+
+    Raises:
+        BadQuery: names the parameter.
+    """
     for name, value in (("start", start_ns), ("end", end_ns)):
         if value is not None and not NS_MIN <= value <= NS_MAX:
             raise BadQuery(name, f"{value} is outside 64 bits")
     if start_ns is not None and end_ns is not None and start_ns >= end_ns:
         raise BadQuery("start", f"{start_ns} is not before end {end_ns}")
+
+
+def _next_offsets(table: Table) -> dict[Source, int]:
+    snapshot = table.current_snapshot()
+    summary = None if snapshot is None else snapshot.summary
+    return decode_offsets(summary[OFFSETS_PROPERTY] if summary else None)
 
 
 def _total(table: Table, what: str) -> int:

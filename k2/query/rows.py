@@ -35,16 +35,19 @@ class Known:
 
     coverage: Coverage | None  # None: there is no gap ledger
     valid_through: int | None  # ns: the answer has all that Kafka had before; None: not known
+    fresh: bool = False  # there are rows among them, or might be, that are in no snapshot yet
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
         coverage = self.coverage
         told = None if coverage is None else {"complete": coverage.complete, **asdict(coverage)}
-        return {"coverage": told, "valid_through": self.valid_through}
+        fresh = {"fresh": True} if self.fresh else {}
+        return {"coverage": told, "valid_through": self.valid_through, **fresh}
 
     def texts(self) -> dict[str, str]:
         """As headers have it, by name; without what is not known."""
-        texts = {"coverage": self.coverage, "valid-through": self.valid_through}
+        fresh = "true" if self.fresh else None
+        texts = {"coverage": self.coverage, "valid-through": self.valid_through, "fresh": fresh}
         return {name: str(value) for name, value in texts.items() if value is not None}
 
 

@@ -40,7 +40,9 @@ class Scan:
         start_ns: int | None,
         end_ns: int | None,
         stop: Stop,
+        fresh: pa.Table | None = None,
     ) -> None:
+        """`fresh`: rows of the kind that the snapshot does not have; None: only its own."""
         self._begin(table, stop)
         # The plan knows microseconds only: it is widened, and ts_event then cuts exactly.
         self._equal("exchange", exchange)
@@ -52,21 +54,42 @@ class Scan:
             until = _iceberg.LessThanOrEqual("event_time", (end_ns - 1) // 1000)
             self._also(until, "ts_event < $end", end_ns)
         self._open(database, table, kind.table)
+        if fresh is not None and fresh.num_rows:
+            self._add(database, fresh)
 
     def _begin(self, table: Table, stop: Stop) -> None:
         snapshot = table.current_snapshot()
         self.snapshot_id = None if snapshot is None else snapshot.snapshot_id
         self.summary = None if snapshot is None else snapshot.summary
         self.rows_max = 0
+        self.sql = ""
         self._stop = stop
         self.cursor: duckdb.DuckDBPyConnection | None = None
         self._parameters: dict[str, Any] = {}
         self._plan: Any = _iceberg.AlwaysTrue()
         self._conditions: list[str] = []
 
+    def _add(self, database: duckdb.DuckDBPyConnection, fresh: pa.Table) -> None:
+        """Let the statement see more rows, under the same conditions."""
+        if self.cursor is None:
+            self._connect(database)
+        assert self.cursor is not None
+        self.cursor.register("fresh", fresh)
+        more = f"SELECT * FROM fresh{self._where}"
+        self.sql = f"{self.sql} UNION ALL BY NAME {more}" if self.rows_max else more
+        self.rows_max += fresh.num_rows
+
+    def _connect(self, database: duckdb.DuckDBPyConnection) -> None:
+        self.cursor = database.cursor()
+        self._stop.watch(self.cursor)
+
+    @property
+    def _where(self) -> str:
+        return f" WHERE {' AND '.join(self._conditions)}" if self._conditions else ""
+
     def _open(self, database: duckdb.DuckDBPyConnection, table: Table, schema: pa.Schema) -> None:
         """Plan the files that may hold rows by the conditions so far."""
-        where = f" WHERE {' AND '.join(self._conditions)}" if self._conditions else ""
+        where = self._where
         self.sql = f"SELECT * FROM scanned{where}"
         if self.snapshot_id is None:
             return
@@ -75,8 +98,8 @@ class Scan:
         self.rows_max = sum(task.file.record_count for task in tasks)
         if self.rows_max == 0:
             return
-        self.cursor = database.cursor()
-        self._stop.watch(self.cursor)
+        self._connect(database)
+        assert self.cursor is not None
         located = [PyArrowFileIO.parse_location(task.file.file_path) for task in tasks]
         paths = [path for _, _, path in located]
         local = all(s == "file" for s, _, _ in located) and not any(_GLOB & set(p) for p in paths)

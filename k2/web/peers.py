@@ -16,7 +16,7 @@ import orjson
 from k2.app import App
 from k2.errors import NotOwner, PeerUnavailable, QueryTooLarge
 
-__all__ = ["Answer", "Owners", "Peers"]
+__all__ = ["Answer", "Owners", "Peers", "detail"]
 
 ANSWER_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 2.0
@@ -122,17 +122,17 @@ class Peers:
                     body += piece
                     if len(body) > bytes_max:
                         raise QueryTooLarge(
-                            f"{url}: more than {bytes_max} bytes of rows that are not committed "
-                            "yet: ask for less time or fewer symbols"
+                            f"worker {url}: its answer has more than {bytes_max} bytes: ask for "
+                            "less time or fewer symbols"
                         )
                 status, content_type = answer.status, answer.content_type
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             why = str(exc) or f"no answer within {ANSWER_TIMEOUT_S:g} s"
             raise PeerUnavailable(f"worker {url}: {why}") from exc
         if status == 421:
-            raise NotOwner(f"worker {url}: {_detail(body)}")
+            raise NotOwner(f"worker {url}: {detail(body)}")
         if status >= 500:
-            raise PeerUnavailable(f"worker {url}: {status}: {_detail(body)}")
+            raise PeerUnavailable(f"worker {url}: {status}: {detail(body)}")
         return Answer(status, content_type, bytes(body))
 
     async def ask_owner(
@@ -156,7 +156,7 @@ class Peers:
             raise PeerUnavailable(str(exc)) from exc
 
 
-def _detail(body: bytes | bytearray) -> str:
+def detail(body: bytes | bytearray) -> str:
     """Why, from an answer in problem+json."""
     try:
         return str(orjson.loads(body)["detail"])

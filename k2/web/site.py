@@ -12,6 +12,7 @@ from k2.registry import open_registry
 from k2.tables.instruments import Instruments, table
 from k2.web import instruments, silence
 from k2.web.answers import middlewares
+from k2.web.internal import Buffers, InHand
 from k2.web.peers import Peers
 from k2.web.symbols import Symbols
 from k2.web.views import routes
@@ -35,10 +36,16 @@ def ready() -> tuple[bool, dict[str, Any]]:
     return not reasons, reasons
 
 
+buffers = Buffers(peers, InHand(ingest.held, ingest.held_gaps), app.settings)
 app.web.web_app.middlewares.extend(middlewares())
 app.web.web_app.router.add_routes(Symbols(peers, lambda: ingest.partitions, app.settings).routes())
 app.web.web_app.router.add_routes(
-    routes(Engine(open_catalog(app.settings), app.settings), ready=ready)
+    [
+        *routes(
+            Engine(open_catalog(app.settings), app.settings), ready=ready, gather=buffers.gather
+        ),
+        *buffers.routes(),
+    ]
 )
 app.web.web_app.router.add_routes(
     instruments.routes(Instruments(table, open_registry(app.settings)))

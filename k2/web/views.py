@@ -3,57 +3,75 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from k2.errors import PeerUnavailable
+from k2.query import gaps as gap_queries
 from k2.query.engine import Engine
-from k2.query.gaps import Selection
+from k2.query.fresh import Fresh, Selection
 from k2.query.times import interval_ns
-from k2.schemas import KINDS, Kind
+from k2.schemas import KINDS, TRADES, Kind
 from k2.web.answers import Handler, form_of, headers_of, json_answer, stream
 from k2.web.params import Parameters
 
 __all__ = ["routes"]
 
 Ready = Callable[[], tuple[bool, dict[str, Any]]]
+Gather = Callable[[Kind, Selection], Awaitable[Fresh]]
 GAP_PARAMETERS = (
     "exchange", "symbol", "session", "start", "end", "kind", "status", "severity", "limit",
     "format",
 )  # fmt: skip
 
 
-def routes(engine: Engine, *, ready: Ready) -> list[web.RouteDef]:
-    """The views over `engine`; `ready` gives (ready or not, reasons). Add the middlewares too."""
+async def _committed_only(kind: Kind, which: Selection) -> Fresh:
+    raise PeerUnavailable("no workers to be asked: only committed rows")
+
+
+def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) -> list[web.RouteDef]:
+    """The views over `engine`. Add the middlewares too.
+
+    Args:
+        ready: gives (ready or not, reasons).
+        gather: asks all workers for rows that are not committed yet.
+    """
 
     def records(kind: Kind) -> Handler:
         async def view(request: web.Request) -> web.StreamResponse:
-            known = ("symbol", "exchange", "start", "end", "limit", "format")
+            known = ("symbol", "exchange", "start", "end", "limit", "format", "fresh")
             query = Parameters(request.query, known)
             form = form_of(request, query)
             exchange, symbols = query.text("exchange"), query.names("symbol")
             start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
+            which = Selection(exchange, symbols, start, end)
+            fresh = await gather(kind, which) if query.flag("fresh") else None
             return await stream(
                 request,
                 form,
-                lambda stop: engine.records(kind, exchange, symbols, start, end, limit, stop=stop),
+                lambda stop: engine.records(
+                    kind, exchange, symbols, start, end, limit, stop=stop, fresh=fresh
+                ),
             )
 
         return view
 
     async def bars(request: web.Request) -> web.StreamResponse:
-        known = ("symbol", "exchange", "start", "end", "interval", "limit", "format")
+        known = ("symbol", "exchange", "start", "end", "interval", "limit", "format", "fresh")
         query = Parameters(request.query, known)
         form = form_of(request, query)
         exchange, symbol = query.text("exchange"), query.required("symbol")
         start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
         interval = interval_ns("interval", query.text("interval") or "1m")
+        which = Selection(exchange, [symbol], start, end)
+        fresh = await gather(TRADES, which) if query.flag("fresh") else None
         return await stream(
             request,
             form,
-            lambda stop: engine.bars(exchange, symbol, start, end, interval, limit, stop),
+            lambda stop: engine.bars(exchange, symbol, start, end, interval, limit, stop, fresh),
         )
 
     async def symbols(request: web.Request) -> web.StreamResponse:
@@ -63,7 +81,7 @@ def routes(engine: Engine, *, ready: Ready) -> list[web.RouteDef]:
     async def gaps(request: web.Request) -> web.StreamResponse:
         query = Parameters(request.query, GAP_PARAMETERS)
         form, limit = form_of(request, query), query.whole("limit")
-        which = Selection(
+        which = gap_queries.Selection(
             query.text("exchange"),
             query.names("symbol") or (),
             query.date("session"),

@@ -40,6 +40,23 @@ async def test_full_buffer_gives_room_only_when_written() -> None:
     await asyncio.wait_for(buffer.room(), 1)
 
 
+async def test_rows_can_be_read_until_they_are_written() -> None:
+    """Those being committed first: they stand before what came meanwhile."""
+    buffer: Buffer[int] = Buffer(rows_max=1 << 30, bytes_max=1 << 30, age_max_s=3600)
+    first, second, gaps = ROWS.slice(0, 1), ROWS.slice(1, 1), ROWS.slice(2, 1)
+    buffer.add(7, first, NONE, gaps, 1)
+    buffer.take()
+    buffer.add(7, second, NONE, NONE, 2)
+    buffer.add(8, NONE, NONE, NONE, 2)
+    assert buffer.held() == {7: [first, second]}
+    assert buffer.held_gaps() == [gaps]
+    buffer.written()
+    assert (buffer.held(), buffer.held_gaps()) == ({7: [second]}, [])
+    buffer.take()
+    buffer.clear()
+    assert buffer.held() == {}
+
+
 async def test_clear_drops_everything() -> None:
     buffer: Buffer[int] = Buffer(rows_max=1, bytes_max=1, age_max_s=3600)
     buffer.add(0, ROWS, ROWS, ROWS, 1000)

@@ -8,49 +8,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from aiokafka.cluster import ClusterMetadata
 
 from k2.app import App
 from k2.errors import NotOwner, PeerUnavailable, QueryTooLarge
-from k2.settings import Settings
 from k2.web import peers as peers_module
 from k2.web.answers import middlewares
-from k2.web.peers import Peers
+from tests.group import PARTITIONS, TOPICS, assign, member, peers
 
-TRADES, QUOTES, CHANGELOG = "market.trades.sim", "market.quotes.sim", "g-t-changelog"
-PARTITIONS = 4
-
-
-class Cluster(ClusterMetadata):
-    """Topics of four partitions each."""
-
-    def partitions_for_topic(self, topic: str) -> set[int]:
-        return set(range(PARTITIONS))
-
-
-def worker(url: str, settings: Settings | None = None) -> App:
-    created = App("g", canonical_url=url, web_enabled=False)
-    created.settings = settings or Settings()
-    return created
-
-
-def group(*workers: App) -> None:
-    """Assign the partitions as a group does: the first is the leader, all are told."""
-    topics = {TRADES, QUOTES}
-    members = {f"m{n}": app.assignor.metadata(topics) for n, app in enumerate(workers)}
-    for n, app in enumerate(workers):
-        given = workers[0].assignor.assign(Cluster(), members)[f"m{n}"]
-        app.assignor.on_assignment(given)
-
-
-def peers(app: App, partitions: int | None = PARTITIONS) -> Peers:
-    return Peers(app, {TRADES, QUOTES}, lambda topic: partitions)
+TRADES, QUOTES = TOPICS
 
 
 def test_every_member_knows_the_owner_of_every_partition() -> None:
     """Followers too, and the same; the partitions of one number are with one worker."""
-    one, two = worker("http://a:1"), worker("http://b:2")
-    group(one, two)
+    one, two = member("http://a:1"), member("http://b:2")
+    assign(one, two)
     known = peers(one).owners()
     assert peers(two).owners() == known
     assert set(known) == {"http://a:1", "http://b:2"}
@@ -63,20 +34,20 @@ def test_every_member_knows_the_owner_of_every_partition() -> None:
 
 
 def test_after_a_rebalance_the_map_is_the_new_one() -> None:
-    one, two = worker("http://a:1"), worker("http://b:2")
-    group(one)
+    one, two = member("http://a:1"), member("http://b:2")
+    assign(one)
     assert peers(one).owners() == {"http://a:1": {TRADES: [0, 1, 2, 3], QUOTES: [0, 1, 2, 3]}}
-    group(one, two)
+    assign(one, two)
     assert len(peers(one).owners()["http://b:2"][TRADES]) == 2
-    group(two)
+    assign(two)
     assert peers(two).owner(QUOTES, 3) == "http://b:2" == peers(two).own
 
 
 def test_nobody_is_named_while_partitions_are_assigned() -> None:
-    one = worker("http://a:1")
+    one = member("http://a:1")
     with pytest.raises(PeerUnavailable, match="http://a:1: not assigned yet"):
         peers(one, None).owners()
-    group(one)
+    assign(one)
     one.rebalancing = True
     with pytest.raises(PeerUnavailable, match="http://a:1: the group is rebalancing"):
         peers(one).owner(TRADES, 0)
@@ -84,15 +55,15 @@ def test_nobody_is_named_while_partitions_are_assigned() -> None:
 
 def test_two_workers_of_one_url_are_told_from_an_owner() -> None:
     """Faust's map has room for one of them only: what the other has is nobody's."""
-    one, two = worker("http://a:1"), worker("http://a:1")
-    group(one, two)
+    one, two = member("http://a:1"), member("http://a:1")
+    assign(one, two)
     with pytest.raises(PeerUnavailable, match=r"nobody is known to own \[.*K2_ADVERTISE"):
         peers(one).owner(TRADES, 0)
 
 
 def test_partition_that_no_topic_has() -> None:
-    one = worker("http://a:1")
-    group(one)
+    one = member("http://a:1")
+    assign(one)
     with pytest.raises(PeerUnavailable, match=r"market.trades.sim\[4\]: there is no such"):
         peers(one).owner(TRADES, 4)
 
@@ -120,7 +91,7 @@ async def serve() -> AsyncIterator[Serve]:
 
 @pytest.fixture
 async def asking() -> AsyncIterator[App]:
-    one = worker("http://a:1")
+    one = member("http://a:1")
     yield one
     await one._maybe_close_http_client()
 
@@ -160,7 +131,7 @@ async def test_answer_has_a_bound_of_bytes(asking: App, serve: Serve) -> None:
 
     url = await serve(large)
     assert len((await peers(asking).ask(url, "/internal/x", bytes_max=1001)).body) == 1001
-    with pytest.raises(QueryTooLarge, match=f"{url}: more than 1000 bytes"):
+    with pytest.raises(QueryTooLarge, match=f"{url}: its answer has more than 1000 bytes"):
         await peers(asking).ask(url, "/internal/x", bytes_max=1000)
 
 
@@ -178,11 +149,11 @@ async def test_owner_that_is_none_any_more_is_looked_up_once_again(
         return web.Response(body=b"here")
 
     def know(owner: App) -> None:
-        group(owner)
+        assign(owner)
         asking.assignor.external_topic_distribution = owner.assignor.external_topic_distribution
 
-    old, older = worker(await serve(former)), worker(await serve(former))
-    new = worker(await serve(present))
+    old, older = member(await serve(former)), member(await serve(former))
+    new = member(await serve(present))
     know(old)
     maps[:] = [new]
     answer = await peers(asking).ask_owner(TRADES, 0, "/internal/x")

@@ -1,0 +1,40 @@
+"""Workers as members of a group without a broker: Faust's own assignor says who owns what."""
+
+from __future__ import annotations
+
+from aiokafka.cluster import ClusterMetadata
+
+from k2.app import App
+from k2.schemas import QUOTES, TRADES
+from k2.settings import Settings
+from k2.web.peers import Peers
+
+TOPICS = (TRADES.topic("SIM"), QUOTES.topic("SIM"))
+PARTITIONS = 4
+
+
+class _Cluster(ClusterMetadata):
+    """Topics of four partitions each."""
+
+    def partitions_for_topic(self, topic: str) -> set[int]:
+        return set(range(PARTITIONS))
+
+
+def member(url: str) -> App:
+    """A worker that the others reach at a URL."""
+    created = App("g", canonical_url=url, web_enabled=False)
+    created.settings = Settings()
+    return created
+
+
+def assign(*members: App) -> None:
+    """Assign the partitions as a group does: the first is the leader, all are told."""
+    told = {f"m{n}": app.assignor.metadata(set(TOPICS)) for n, app in enumerate(members)}
+    given = members[0].assignor.assign(_Cluster(), told)
+    for n, app in enumerate(members):
+        app.assignor.on_assignment(given[f"m{n}"])
+
+
+def peers(app: App, partitions: int | None = PARTITIONS) -> Peers:
+    """What a member knows of the others."""
+    return Peers(app, TOPICS, lambda topic: partitions)

@@ -1,0 +1,196 @@
+"""Buffers of several workers gathered over real servers, by whichever of them is asked."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator, Awaitable, Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
+
+from k2.dev.broker import free_port
+from k2.errors import BadQuery, PeerUnavailable, QueryTooLarge
+from k2.lake.catalog import ensure_tables, open_catalog
+from k2.lake.offsets import Source
+from k2.query.engine import Engine
+from k2.query.fresh import Held, Selection
+from k2.schemas import QUOTES, TRADES, Kind
+from k2.settings import Settings
+from k2.web.answers import middlewares
+from k2.web.internal import Buffers, InHand
+from k2.web.views import routes
+from tests.group import PARTITIONS, TOPICS, assign, member, peers
+
+ALL = Selection()
+
+
+def held(partition: int, following: int, topic: str = TOPICS[0]) -> Held:
+    """Nothing is committed of a partition, whose trades are all of one symbol."""
+    moment = dt.datetime(2014, 3, 10, tzinfo=dt.UTC)
+    rows = [
+        {
+            "exchange": "SIM",
+            "symbol": f"S{partition}",
+            "session": moment.date(),
+            "event_time": moment,
+            "sequence": offset,
+            "ts_event": offset,
+            "ts_recv": offset,
+            "price": Decimal(1),
+            "size": Decimal(1),
+            "side": "NONE",
+            "verdict": "ok",
+            "kafka_cluster": "c",
+            "kafka_topic": topic,
+            "kafka_partition": partition,
+            "kafka_offset": offset,
+            "ingest_time": moment,
+        }
+        for offset in range(following)
+    ]
+    table = pa.Table.from_pylist(rows, TRADES.table)
+    return Held(Source("c", topic, partition), None, following, 5, [table])
+
+
+class Worker:
+    """A worker's web server, and what it has in hand; its table is empty."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.app = member(self.url)
+        self.held: list[Held] = []
+        own = InHand(self._held, list)
+        self.buffers = Buffers(peers(self.app), own, settings)
+        site = web.Application(middlewares=middlewares())
+        ways = routes(engine, ready=lambda: (True, {}), gather=self.buffers.gather)
+        site.add_routes([*ways, *self.buffers.routes()])
+        self.server = TestServer(site, port=self.port)
+
+    def _held(self, kind: Kind) -> list[Held]:
+        return [each for each in self.held if kind.has_topic(each.source.topic)]
+
+    def hold(self, following: int) -> None:
+        """As many trades of each partition that it owns, by the assignor."""
+        owned = peers(self.app).owners()[self.url][TOPICS[0]]
+        self.held = [held(partition, following) for partition in owned]
+
+
+Start = Callable[..., Awaitable[list[Worker]]]
+
+
+@pytest.fixture
+async def start(tmp_path: Path) -> AsyncIterator[Start]:
+    """Start workers of one group, each with ten trades a partition in hand."""
+    workers: list[Worker] = []
+    catalog = open_catalog(Settings(data=tmp_path))
+    ensure_tables(catalog, Settings(data=tmp_path))
+    engine = Engine(catalog, Settings(data=tmp_path))
+
+    async def start(number: int, **more: Any) -> list[Worker]:
+        settings = Settings(data=tmp_path, **more)
+        workers.extend(Worker(engine, settings) for _ in range(number))
+        assign(*(worker.app for worker in workers))
+        for worker in workers:
+            worker.hold(10)
+            await worker.server.start_server()
+        return workers
+
+    yield start
+    for worker in workers:
+        await worker.server.close()
+        await worker.app._maybe_close_http_client()
+    engine.close()
+
+
+async def test_every_worker_gathers_the_same_from_all(start: Start) -> None:
+    for worker in await start(3):
+        fresh = await worker.buffers.gather(TRADES, ALL)
+        assert sorted(part.source.partition for part in fresh.parts) == list(range(PARTITIONS))
+        assert {part.rows.num_rows for part in fresh.parts} == {10}
+        only = await worker.buffers.gather(TRADES, Selection("SIM", ["S2", "X"], 3, 7))
+        assert sum(part.rows.num_rows for part in only.parts) == 4
+        assert {part.following for part in only.parts} == {10}
+
+
+async def test_view_joins_them_with_the_table(start: Start) -> None:
+    one, _ = await start(2)
+    async with ClientSession(one.url) as client:
+        for query, count in (("", 0), ("?fresh=false", 0), ("?fresh=true", 40)):
+            answer = await client.get(f"/v1/trades{query}")
+            said = await answer.json()
+            assert (answer.status, said["count"]) == (200, count)
+            assert (said.get("fresh"), answer.headers.get("X-K2-Fresh")) == (
+                (True, "true") if count else (None, None)
+            )
+        bars = await client.get("/v1/bars?symbol=S1&interval=1s&fresh=true")
+        assert [bar["trades"] for bar in (await bars.json())["data"]] == [10]
+        refused = await client.get("/v1/trades?fresh=yes")
+        assert (refused.status, (await refused.json())["parameter"]) == (400, "fresh")
+        nothing = await client.get("/v1/quotes?fresh=true")
+        assert nothing.status == 503  # nobody holds a partition of quotes
+
+
+async def test_worker_that_does_not_hold_what_it_should_is_asked_again_and_named(
+    start: Start,
+) -> None:
+    one, two = await start(2)
+    lost = two.held.pop().source
+    with pytest.raises(PeerUnavailable, match=rf"worker {two.url}: .* own .*{lost.partition}\)"):
+        await one.buffers.gather(TRADES, ALL)
+    # A rebalance that the asker learns of between its two looks.
+    asked = one._held
+
+    def learn(kind: Kind) -> list[Held]:
+        assign(one.app)
+        one.hold(10)
+        return asked(kind)
+
+    one.buffers._own = InHand(learn, list)
+    assert len((await one.buffers.gather(TRADES, ALL)).parts) == PARTITIONS
+
+
+async def test_what_a_worker_holds_without_owning_it_is_not_added(start: Start) -> None:
+    """One that was frozen still has rows of a partition that another one goes on with."""
+    one, two = await start(2)
+    two.held += [held(each.source.partition, 3) for each in one.held]
+    fresh = await two.buffers.gather(TRADES, ALL)
+    assert sorted((p.source.partition, p.following) for p in fresh.parts) == [
+        (partition, 10) for partition in range(PARTITIONS)
+    ]
+
+
+async def test_rebalance_refuses_both_asker_and_asked(start: Start) -> None:
+    one, two = await start(2)
+    two.app.rebalancing = True
+    with pytest.raises(PeerUnavailable, match=f"worker {two.url}: 503: {two.url}: the group is"):
+        await one.buffers.gather(TRADES, ALL)
+    with pytest.raises(PeerUnavailable, match=f"^{two.url}: the group is rebalancing"):
+        await two.buffers.gather(TRADES, ALL)
+
+
+async def test_memory_is_bounded_for_one_worker_and_for_all(start: Start) -> None:
+    one, two = await start(2, query_memory_max=64 * 1024 * 1024)
+    fewest = sum(part.rows.nbytes for part in (await one.buffers.gather(TRADES, ALL)).parts) - 1
+    one.buffers._bytes_max = fewest
+    with pytest.raises(QueryTooLarge, match=f"^the rows that are not .* than {fewest} bytes"):
+        await one.buffers.gather(TRADES, ALL)
+    one.buffers._bytes_max, two.buffers._bytes_max = 1 << 20, 100
+    with pytest.raises(QueryTooLarge, match=f"^worker {two.url}: the rows .* than 100 bytes"):
+        await one.buffers.gather(TRADES, ALL)
+
+
+async def test_impossible_questions_are_refused_before_anybody_is_asked(start: Start) -> None:
+    (one,) = await start(1)
+    with pytest.raises(BadQuery, match="start: 2 is not before end 1"):
+        await one.buffers.gather(TRADES, Selection(None, None, 2, 1))
+    async with ClientSession(one.url) as client:
+        answer = await client.get("/internal/fresh?kind=news")
+        assert (answer.status, (await answer.json())["parameter"]) == (400, "kind")
+        answer = await client.get(f"/internal/fresh?kind={QUOTES.name}")
+        assert answer.status == 200
