@@ -36,6 +36,8 @@ DOUBTS = (
     "fewer trades, the more that weighs.",
     "The stream is clean (no gaps, duplicates, bad records) and not compressed, and the "
     "producer's record batches are large: K2's fast path. Small or compressed batches cost more.",
+    "Freshness is asked for by one client, of one symbol; two workers, the stream's producer and "
+    "the broker share the cores, and the producers' linger of 20 ms is part of it.",
     "Stock Faust gets fewer trades and rates are compared; it writes no Iceberg.",
     "The loop does less than K2 (see tests/bench/loop.py): no exactly once, no restart of the "
     "sequence state, no rejects.",
@@ -152,8 +154,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def as_text(workload: Workload, machine: Machine, runs: Sequence[Run]) -> str:
-    """The report for people."""
+def as_text(
+    workload: Workload, machine: Machine, runs: Sequence[Run], freshness: Sequence[str] = ()
+) -> str:
+    """The report for people; `freshness`: the lines that say how soon a trade is seen."""
     plan, value_bytes = workload.plan, workload.feed.value_bytes
     table = lines(runs)
     header = (
@@ -196,6 +200,7 @@ def as_text(workload: Workload, machine: Machine, runs: Sequence[Run]) -> str:
             for what, measured, reached in expectations(table)
         ),
         "",
+        *([*freshness, ""] if freshness else []),
         f"Workload: seed {plan.seed}, {plan.symbols:,} symbols (many: "
         f"{plan.many_symbols:,}, in a topic of as many trades), {PARTITIONS} partitions, "
         f"{plan.trades:,} trades ({value_bytes / plan.trades:.0f} bytes a value, Confluent-framed "

@@ -15,9 +15,10 @@ CONTESTANTS = ["K2", "K2, many symbols", "loop", "stock Faust", "limit: consumer
 
 @pytest.mark.slow
 def test_small_benchmark_passes_its_checks(tmp_path: Path) -> None:
-    """A run of 20,000 trades reports all contestants; no timing is asserted."""
+    """A run of 20,000 trades reports all contestants, and freshness; no timing is asserted."""
     file = tmp_path / "bench.json"
     sizes = ["--trades", "20000", "--faust-trades", "2000", "--runs", "1", "--many-symbols", "500"]
+    sizes += ["--fresh-rate", "1000", "--fresh-seconds", "2"]
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench", *sizes, "--json", str(file)],
         cwd=ROOT,
@@ -31,11 +32,13 @@ def test_small_benchmark_passes_its_checks(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for name in CONTESTANTS:
         assert f"\n{name} " in done.stdout
-    for part in ("All checks passed", "Expected and measured", "Versions", "Doubts"):
+    for part in ("All checks passed", "Freshness", "Expected and measured", "Versions", "Doubts"):
         assert part in done.stdout
     report = json.loads(file.read_text())
     assert [line["contestant"] for line in report["lines"]] == CONTESTANTS
     (checkpoint,) = [e["measured"] for e in report["expectations"] if "checkpoint" in e["expected"]]
     assert 0 < float(checkpoint) < 1
     assert all(run["rate"] > 0 and run["rss_bytes_max"] > 0 for run in report["runs"])
+    assert [each["way"] for each in report["freshness"]] == ["fresh", "committed"]
+    assert all(each["trades"] > 5 for each in report["freshness"])
     assert not list(tmp_path.glob("k2-bench-*")), "temporary folders are left behind"
