@@ -254,9 +254,7 @@ class Ingest:
                 )
             source, time = partition.source, times.get(partition.source)
             through = time.time if time else 0
-            found.append(
-                Held(source, partition.records_at, following, through, rows.get(tp, []))
-            )
+            found.append(Held(source, partition.records_at, following, through, rows.get(tp, [])))
         return found
 
     def held_gaps(self) -> list[pa.Table]:

@@ -19,6 +19,7 @@ from k2.lake.commit import Sink
 from k2.lake.offsets import Source
 from k2.query.engine import Engine
 from k2.query.fresh import Fresh, Held, Part, Selection, choose, decode, encode
+from k2.query.rows import Coverage
 from k2.schemas import GAPS, QUOTES, TRADES
 from k2.settings import Settings
 
@@ -54,13 +55,14 @@ def rows(source: Source, first: int, following: int, symbol: str = "BHP") -> pa.
     return pa.Table.from_pylist(listed, TRADES.table)
 
 
-def gap(topic: str, gap_id: str = "g") -> pa.Table:
+def gap(topic: str, gap_id: str = "g", **more: Any) -> pa.Table:
     fields: dict[str, Any] = {
         "string": "x", "int64": 7, "int32": 7, "date32[day]": dt.date(2014, 3, 10),
     }  # fmt: skip
     moment = dt.datetime(2014, 3, 10, tzinfo=dt.UTC)
     row = {f.name: fields.get(str(f.type), moment) for f in GAPS}
     row |= {"remaining": [{"first": 1, "last": 2}], "gap_id": gap_id, "kafka_topic": topic}
+    row |= more
     return pa.Table.from_pylist([row], GAPS)
 
 
@@ -128,10 +130,11 @@ def test_buffered_rows_stand_among_the_committed_ones(lake: Any) -> None:
     both = [(0, n) for n in range(6)] + [(1, n) for n in range(4)]
     assert offsets(engine, fresh) == both
     answer = engine.records(TRADES, fresh=fresh, limit=5)
-    assert (answer.truncated, answer.fresh) == (True, True)
+    assert answer.truncated
+    assert answer.known is not None
+    assert answer.known.fresh
     found = answer.read_all()
     assert found["kafka_offset"].to_pylist() == [0, 0, 1, 1, 2]
-    assert not engine.records(TRADES).fresh
     one = {"start_ns": START + 2 * SECOND, "end_ns": START + 5 * SECOND}
     assert offsets(engine, fresh, **one) == [(0, 2), (0, 3), (0, 4), (1, 2), (1, 3)]
     assert offsets(engine, fresh, symbols="RIO") == []
@@ -220,6 +223,39 @@ def test_what_is_not_of_the_kind_is_refused() -> None:
             decode(wrong, TRADES)
     with pytest.raises(SchemaMismatch, match="not those of quotes"):
         decode(body, QUOTES)
+
+
+def test_coverage_has_the_findings_that_are_not_committed_yet(lake: Any) -> None:
+    """Of exactly the records of the answer: a finding behind them is none of it."""
+    engine, commit = lake
+    commit((ONE, 3))
+    found = gap(
+        ONE.topic,
+        exchange="ASX",
+        symbol="BHP",
+        kind="gap",
+        status="open",
+        remaining_count=2,
+        kafka_cluster="c",
+        kafka_partition=0,
+        kafka_offset=5,
+    )
+    behind, with_it = (Fresh([part(ONE, 3, following)], found) for following in (5, 6))
+    assert engine.records(TRADES).coverage == Coverage()
+    assert engine.records(TRADES, fresh=behind).coverage == Coverage()
+    assert engine.records(TRADES, fresh=with_it).coverage == Coverage(gaps=1, missing=2)
+    bars = engine.bars("ASX", "BHP", None, None, SECOND, fresh=with_it)
+    assert bars.coverage == Coverage(gaps=1, missing=2)
+    assert engine.records(TRADES, symbols="RIO", fresh=with_it).coverage == Coverage()
+
+
+def test_answer_is_valid_through_what_all_owners_have_seen(lake: Any) -> None:
+    engine, _ = lake
+    seen = [Part(source, None, 0, 7, rows(source, 0, 0)) for source in (ONE, TWO)]
+    assert engine.records(TRADES, fresh=Fresh(seen, NO_GAPS)).valid_through == 7
+    assert Fresh(seen, NO_GAPS).through({ONE: 9, Source("old", "t", 0): 1}) == {ONE: 9, TWO: 7}
+    unseen = [seen[0], Part(TWO, None, 0, 0, rows(TWO, 0, 0))]
+    assert engine.records(TRADES, fresh=Fresh(unseen, NO_GAPS)).valid_through is None
 
 
 def test_impossible_span_is_named(lake: Any) -> None:
