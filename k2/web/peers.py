@@ -79,8 +79,10 @@ class Peers:
         """Refuse while nobody knows who owns what.
 
         Raises:
-            PeerUnavailable: partitions are being assigned.
+            PeerUnavailable: partitions are being assigned, or this worker is stopping.
         """
+        if self._app.should_stop:  # its HTTP client may be closed already
+            raise PeerUnavailable(f"{self.own}: the worker is stopping")
         if self._app.rebalancing:
             raise PeerUnavailable(f"{self.own}: the group is rebalancing")
 
@@ -112,6 +114,7 @@ class Peers:
             PeerUnavailable: it does not answer in time, or cannot now; names it.
             QueryTooLarge: the answer has more than `bytes_max`.
         """
+        self.require_settled()
         limit = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         try:
             async with self._app.http_client.get(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -40,6 +41,7 @@ class Asked:
     statuses: Counter[int] = field(default_factory=Counter)
     why: Counter[str] = field(default_factory=Counter)
     ends: Ends = field(default_factory=dict)
+    thread: Future[None] = field(default_factory=Future)
     ahead: int = 0  # answers with rows that were in no snapshot when they were looked for before
 
     def take(self, table: pa.Table) -> None:
@@ -72,6 +74,7 @@ def _ask(workers: list[Worker], stop: threading.Event, asked: Asked) -> None:
     """Ask the workers in turn until told to stop."""
     while not stop.is_set():
         for worker in workers:
+            began = time.monotonic()
             below = committed(worker.settings)
             try:
                 status, headers, body = _fresh(worker.url)
@@ -87,6 +90,8 @@ def _ask(workers: list[Worker], stop: threading.Event, asked: Asked) -> None:
             else:
                 assert (status, headers.get("Retry-After")) == (503, "1"), body
                 asked.why[body.decode()[-60:]] += 1
+            # An answer of everything is work that the workers then wait for.
+            stop.wait(time.monotonic() - began)
 
 
 @contextmanager
@@ -94,7 +99,7 @@ def _asking(workers: list[Worker]) -> Iterator[Asked]:
     """Fresh queries of everything, by one thread, for as long as the context lasts."""
     asked, stop = Asked(), threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        thread = pool.submit(_ask, workers, stop, asked)
+        thread = asked.thread = pool.submit(_ask, workers, stop, asked)
         try:
             yield asked
         finally:
@@ -191,4 +196,10 @@ def _await_answers(worker: Worker, asked: Asked) -> None:
     """Until the group has settled and some answers more were right."""
     until(lambda: _fresh(worker.url)[0] == 200, 60, lambda: f"an answer:\n{worker.tail()}")
     enough = asked.statuses[200] + 5
-    until(lambda: asked.statuses[200] >= enough, 60, lambda: f"answers: {asked}")
+
+    def there() -> bool:
+        if asked.thread.done():
+            asked.thread.result()  # an answer was wrong
+        return asked.statuses[200] >= enough
+
+    until(there, 60, lambda: f"answers: {asked}")

@@ -53,6 +53,16 @@ def test_nobody_is_named_while_partitions_are_assigned() -> None:
         peers(one).owner(TRADES, 0)
 
 
+async def test_worker_that_stops_asks_nobody() -> None:
+    """Its HTTP client is closed before its server is."""
+    one = member("http://a:1")
+    assign(one)
+    one._stopped.set()
+    for asking in (peers(one).ask("http://b:2", "/"), peers(one).ask_owner(TRADES, 0, "/")):
+        with pytest.raises(PeerUnavailable, match="http://a:1: the worker is stopping"):
+            await asking
+
+
 def test_two_workers_of_one_url_are_told_from_an_owner() -> None:
     """Faust's map has room for one of them only: what the other has is nobody's."""
     one, two = member("http://a:1"), member("http://a:1")
