@@ -19,7 +19,7 @@ from k2.live.segments import (
     Name,
     Writing,
 )
-from k2.schemas import Kind
+from k2.schemas import TRADES, Kind
 
 __all__ = ["Asked", "Live", "stored_whole"]
 
@@ -95,11 +95,11 @@ class Live:
         """What a checkpoint at offset `end` writes of what was taken; in a thread."""
         # A rebuilt partition may count records that a checkpoint before the table's end does not.
         found = Writing(self._families, self._segment, max(end, self.offset))
-        piece = self.merged(self._taken)
-        if piece.latest.num_rows:
-            found.add(LATEST_SEGMENTS, LATEST[self.kind], piece.latest)
-        if piece.bars.num_rows:
-            found.add_bars(piece.bars)
+        if self._taken:
+            form = LATEST[self.kind]
+            found.add(LATEST_SEGMENTS, form, merge(form, [piece.latest for piece in self._taken]))
+            if self.kind is TRADES:
+                found.add_bars(piece.bars for piece in self._taken)
         found.copy(self._copied)
         return found
 

@@ -84,7 +84,8 @@ def merge(form: Form, tables: Sequence[pa.Table]) -> pa.Table:
     rows = pa.concat_tables(tables).combine_chunks() if tables else form.schema.empty_table()
     if rows.num_rows == 0:
         return rows
-    numbers = {f.name: rows.column(f.name).to_numpy() for f in form.schema if f.type == pa.int64()}
+    int64s = [field.name for field in form.schema if field.type == pa.int64()]
+    numbers = {name: rows.column(name).chunk(0).to_numpy() for name in int64s}  # not copied
     keys: list[npt.NDArray[np.integer]] = [_codes(rows.column(name)) for name in form.keys[:2]]
     if form is BARS:
         keys += [numbers["session"], numbers["start"] // BAR_NS]

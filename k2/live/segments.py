@@ -118,15 +118,17 @@ class Writing:
         return self._families.replaced(self._moved)
 
     def add(self, family: Family, form: Form, rows: pa.Table) -> None:
-        """Merge rows into the segments that have their symbols."""
+        """Merge rows, one a key, into the segments that have their symbols."""
         modulus, residues = self._families.of(family)
         touched = residues.intersection(np.unique(_hashes(rows) % modulus).tolist())
-        self._write(family, form, merge(form, [*self._rows(family, form, touched), rows]), touched)
+        if touched:
+            rows = merge(form, [*self._rows(family, form, touched), rows])
+        self._write(family, form, rows, touched)
 
-    def add_bars(self, bars: pa.Table) -> None:
+    def add_bars(self, bars: Iterable[pa.Table]) -> None:
         """Merge bars into the recent ones, and move these on where they are many."""
         every = self._families.of(RECENT)[1]
-        recent = merge(BARS, [*self._rows(RECENT, BARS, every), bars])
+        recent = merge(BARS, [*self._rows(RECENT, BARS, every), *bars])
         if recent.num_rows == 0:
             return
         starts = recent.column("start").to_numpy()
@@ -160,8 +162,10 @@ class Writing:
     def _write(self, family: Family, form: Form, rows: pa.Table, former: frozenset[int]) -> None:
         """Write rows, which are all that there are of the residues `former`."""
         known, residues = self._families.of(family)
-        modulus, parts = known, _split(form, rows, known)
         most = SEGMENT_BYTES_MAX.get(family, OTHER_SEGMENT_BYTES_MAX)
+        while not residues and known < _MODULUS_MAX and rows.nbytes > 2 * most * known:
+            known *= 2  # packed they take half; so most are packed once
+        modulus, parts = known, _split(form, rows, known)
         packed = {own: pack(part, self._end) for own, part in parts.items()}
         while modulus < _MODULUS_MAX and any(len(value) > most for value in packed.values()):
             if former != residues:
