@@ -20,10 +20,10 @@ class _Cluster(ClusterMetadata):
         return set(range(PARTITIONS))
 
 
-def member(url: str) -> App:
+def member(url: str, settings: Settings | None = None) -> App:
     """A worker that the others reach at a URL."""
     created = App("g", canonical_url=url, web_enabled=False)
-    created.settings = Settings()
+    created.settings = settings or Settings()
     return created
 
 

@@ -16,7 +16,6 @@ from faust.types import TP
 from k2.agents.assignment import Partition
 from k2.agents.lane import Lane
 from k2.tables.segments import Segments
-from test_web_peers import group, peers, worker
 
 from k2.app import App
 from k2.dev.broker import free_port
@@ -33,6 +32,7 @@ from k2.web.answers import middlewares
 from k2.web.known import Part, answer, decode, encode, part_of
 from k2.web.symbols import Symbols, partition_of
 from tests.by_hand import DECODER
+from tests.group import assign, member, peers
 from tests.unit.test_live import E8, batch
 
 S = 10**9
@@ -193,14 +193,14 @@ class Group:
         }
         for _ in range(2):
             port = free_port()
-            app, own = worker(f"http://127.0.0.1:{port}", settings), dict[TP, Partition]()
+            app, own = member(f"http://127.0.0.1:{port}", settings), dict[TP, Partition]()
             views = Symbols(peers(app), lambda own=own: own, settings)  # type: ignore[misc]
             site = web.Application(middlewares=middlewares())
             site.add_routes(views.routes())
             self.servers.append(TestServer(site, port=port))
             self.apps.append(app)
             self.owned.append(own)
-        group(*self.apps)
+        assign(*self.apps)
         for app, own in zip(self.apps, self.owned, strict=True):
             for topic, numbers in peers(app).owners()[peers(app).own].items():
                 for number in numbers:
