@@ -127,6 +127,7 @@ def test_the_ledger_goes_on_at_the_greater_of_two_offsets(
         lane=Lane(TRADES, DECODER, lake.sink),
         next_offset=0,
         accepted=0,
+        log_end=0,
         records_at=records_at,
         rejects_at=None,
         gaps_at=gaps_at,

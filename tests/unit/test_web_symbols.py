@@ -218,6 +218,7 @@ class Group:
             lane=self.lanes[kind],
             next_offset=len(rows),
             accepted=len(rows),
+            log_end=len(rows),
             records_at=None,
             rejects_at=None,
             gaps_at=None,

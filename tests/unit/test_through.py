@@ -71,6 +71,7 @@ def partition(source: Source, accepted: int, records_at: int | None, through: in
         lane=lane,
         next_offset=99,
         accepted=accepted,
+        log_end=0,
         records_at=records_at,
         rejects_at=None,
         gaps_at=None,

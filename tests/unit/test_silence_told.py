@@ -111,6 +111,7 @@ class Worker:
             epoch="",
             topic_id=None,
             accepted=7,
+            log_end=7,
         )
         self.partitions[tp], self.ends[tp] = partition, 7
         return partition
