@@ -29,7 +29,7 @@ def _no_watermark() -> None:
     stock = ingest.assemble
 
     def assemble(*args: Any) -> Any:
-        return stock(*args[:-3], 0, 0, 0)
+        return stock(*args[:5], 0, 0, 0, *args[8:])
 
     ingest.assemble = assemble
 
