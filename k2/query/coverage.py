@@ -27,9 +27,10 @@ from pyiceberg.table import Table
 from k2.errors import CatalogUnavailable
 from k2.lake.offsets import Move, Source
 from k2.query.rows import Coverage
+from k2.query.span import Span
 from k2.schemas import GAPS
 
-__all__ = ["KnownGaps", "Span", "told"]
+__all__ = ["KnownGaps", "told"]
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 #: Rows of the ledger that are kept in memory, some 200 bytes each.
@@ -40,31 +41,6 @@ _COLUMNS = [
     "gap_id", "exchange", "symbol", "status", "remaining_count", "from_ts", "to_ts", "revision",
     "ingest_time", *_SOURCE, "kafka_offset",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """What was asked for: [start_ns, end_ns) of an exchange's symbols; None is any."""
-
-    exchange: str | None
-    symbols: Sequence[str] | None
-    start_ns: int | None
-    end_ns: int | None
-
-    def rows(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The gaps that may lie in it. Times may fall from one sequence to the next."""
-        first, last = pl.col("from_ts"), pl.col("to_ts")
-        wanted = []
-        if self.exchange is not None:
-            wanted.append(pl.col("exchange") == self.exchange)
-        if self.symbols is not None:
-            symbol = pl.col("symbol")
-            wanted.append(symbol.is_null() | symbol.is_in(list(self.symbols)))
-        if self.start_ns is not None:
-            wanted.append((first >= self.start_ns) | (last >= self.start_ns))
-        if self.end_ns is not None:
-            wanted.append((first < self.end_ns) | (last < self.end_ns))
-        return frame.filter(*wanted) if wanted else frame
 
 
 def told(offsets: Mapping[Source, int], moves: Iterable[Move]) -> dict[Source, int]:
@@ -146,7 +122,7 @@ class KnownGaps:
         frames += [_frame(rows.filter(ds.field("kind") == "gap")) for rows in held]
         if not frames or not bounds:
             return Coverage()
-        found = span.rows(pl.concat(frames, rechunk=True))
+        found = _meeting(span, pl.concat(frames, rechunk=True))
         if found.is_empty():
             return Coverage()
         limits = pl.DataFrame(
@@ -251,6 +227,22 @@ def _read(table: Table, paths: Sequence[str]) -> dict[str, pl.DataFrame]:
 
 def _frame(rows: pa.Table) -> pl.DataFrame:
     return pl.DataFrame(rows.select(_COLUMNS))
+
+
+def _meeting(span: Span, frame: pl.DataFrame) -> pl.DataFrame:
+    """The gaps that may lie in a span. Times may fall from one sequence to the next."""
+    first, last = pl.col("from_ts"), pl.col("to_ts")
+    wanted = []
+    if span.exchange is not None:
+        wanted.append(pl.col("exchange") == span.exchange)
+    if span.symbols is not None:
+        symbol = pl.col("symbol")
+        wanted.append(symbol.is_null() | symbol.is_in(list(span.symbols)))
+    if span.start_ns is not None:
+        wanted.append((first >= span.start_ns) | (last >= span.start_ns))
+    if span.end_ns is not None:
+        wanted.append((first < span.end_ns) | (last < span.end_ns))
+    return frame.filter(*wanted) if wanted else frame
 
 
 def _sum(rows: pl.DataFrame) -> int:

@@ -31,11 +31,12 @@ from k2.lake.offsets import (
 from k2.lake.offsets import decode as decode_offsets
 from k2.lake.replays import Ledger
 from k2.query import bars, gaps, rejects
-from k2.query.coverage import KnownGaps, Span, told
+from k2.query.coverage import KnownGaps, told
 from k2.query.fresh import Fresh
 from k2.query.rejects import Selection
 from k2.query.rows import Known, Rows, Stop
 from k2.query.scan import Scan
+from k2.query.span import Span
 from k2.schemas import KINDS, TRADES, Kind
 from k2.settings import Settings
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -21,37 +20,12 @@ import pyarrow.compute as pc
 
 from k2.errors import QueryTooLarge, SchemaMismatch
 from k2.lake.offsets import Source
+from k2.query.span import Span
 from k2.schemas import GAPS, Kind
 
-__all__ = ["Fresh", "Held", "Part", "Selection", "choose", "decode", "encode"]
+__all__ = ["Fresh", "Held", "Part", "choose", "decode", "encode"]
 
 _PARTS = b"k2.parts"
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which rows: the conditions of a query. None: any."""
-
-    exchange: str | None = None
-    symbols: Sequence[str] | None = None
-    start_ns: int | None = None
-    end_ns: int | None = None
-
-    def of(self, rows: pa.Table) -> pa.Table:
-        """Those of `rows` that it names, in their order."""
-        tests = []
-        if self.exchange is not None:
-            tests.append(pc.equal(rows["exchange"], self.exchange))
-        if self.symbols is not None:
-            tests.append(pc.is_in(rows["symbol"], pa.array(self.symbols, pa.string())))
-        if self.start_ns is not None:
-            tests.append(pc.greater_equal(rows["ts_event"], self.start_ns))
-        if self.end_ns is not None:
-            tests.append(pc.less(rows["ts_event"], self.end_ns))
-        if not tests:
-            return rows
-        # Not by `filter`, which costs time for each column of each of a buffer's many pieces.
-        return rows.take(pc.indices_nonzero(reduce(pc.and_, tests)))
 
 
 class Held(NamedTuple):
@@ -142,7 +116,7 @@ def choose(
     kind: Kind,
     held: Iterable[Held],
     gaps: Sequence[pa.Table],
-    which: Selection,
+    span: Span,
     bytes_max: int,
 ) -> Fresh:
     """Choose rows from a buffer; in a thread, since a buffer may have a million of them.
@@ -155,7 +129,7 @@ def choose(
     """
     parts = []
     for source, first, following, through, tables in held:
-        rows = which.of(_from(pa.concat_tables([kind.table.empty_table(), *tables]), first))
+        rows = span.of(_from(pa.concat_tables([kind.table.empty_table(), *tables]), first))
         parts.append(Part(source, first, following, through, rows))
     topics = pa.array(sorted({part.source.topic for part in parts}), pa.string())
     found = [rows.filter(pc.is_in(rows["kafka_topic"], topics)) for rows in gaps]

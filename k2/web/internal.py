@@ -11,7 +11,8 @@ from aiohttp import web
 
 from k2.errors import BadQuery, PeerUnavailable, QueryTooLarge
 from k2.query.engine import check_bounds
-from k2.query.fresh import Fresh, Held, Selection, choose, decode, encode
+from k2.query.fresh import Fresh, Held, choose, decode, encode
+from k2.query.span import Span
 from k2.schemas import GAPS, KINDS, Kind
 from k2.settings import Settings
 from k2.web.params import Parameters
@@ -40,7 +41,7 @@ class Buffers:
     def routes(self) -> list[web.RouteDef]:
         return [web.get(PATH, self._view, allow_head=False)]
 
-    async def gather(self, kind: Kind, which: Selection) -> Fresh:
+    async def gather(self, kind: Kind, span: Span) -> Fresh:
         """The chosen rows that are in hand of the owners of all partitions of a kind.
 
         Raises:
@@ -48,11 +49,11 @@ class Buffers:
             QueryTooLarge: the rows take too much memory.
             BadQuery: names the parameter.
         """
-        check_bounds(which.start_ns, which.end_ns)
+        check_bounds(span.start_ns, span.end_ns)
         lost = ""
         for _ in range(2):  # once more if a worker does not own what the map says: it may be old
             asked = {url: _places(topics, kind) for url, topics in self._peers.owners().items()}
-            answers = await asyncio.gather(*[self._of(url, kind, which) for url in asked])
+            answers = await asyncio.gather(*[self._of(url, kind, span) for url in asked])
             gathered = Fresh([], GAPS.empty_table())
             for (url, places), fresh in zip(asked.items(), answers, strict=True):
                 parts = [part for part in fresh.parts if part.source[1:] in places]
@@ -64,21 +65,21 @@ class Buffers:
                 return gathered.require_below(self._bytes_max)
         raise PeerUnavailable(lost)
 
-    async def _of(self, url: str, kind: Kind, which: Selection) -> Fresh:
+    async def _of(self, url: str, kind: Kind, span: Span) -> Fresh:
         if url == self._peers.own:
-            return await self._chosen(kind, which)
-        answer = await self._peers.ask(url, PATH, _parameters(kind, which), 2 * self._bytes_max)
+            return await self._chosen(kind, span)
+        answer = await self._peers.ask(url, PATH, _parameters(kind, span), 2 * self._bytes_max)
         if answer.status == QueryTooLarge.status:
             raise QueryTooLarge(f"worker {url}: {detail(answer.body)}")
         if answer.status != 200:
             raise PeerUnavailable(f"worker {url}: {answer.status}: {detail(answer.body)}")
         return await asyncio.to_thread(decode, answer.body, kind)
 
-    async def _chosen(self, kind: Kind, which: Selection) -> Fresh:
+    async def _chosen(self, kind: Kind, span: Span) -> Fresh:
         self._peers.require_settled()
         # No await between these two: one moment of the buffer.
         held, gaps = self._own.held(kind), self._own.gaps()
-        return await asyncio.to_thread(choose, kind, held, gaps, which, self._bytes_max)
+        return await asyncio.to_thread(choose, kind, held, gaps, span, self._bytes_max)
 
     async def _view(self, request: web.Request) -> web.Response:
         query = Parameters(request.query, ("kind", "exchange", "symbol", "start", "end"))
@@ -86,10 +87,10 @@ class Buffers:
         kind = next((kind for kind in KINDS if kind.name == name), None)
         if kind is None:
             raise BadQuery("kind", f"{name!r} is no kind of record")
-        which = Selection(
+        span = Span(
             query.text("exchange"), query.names("symbol"), query.time("start"), query.time("end")
         )
-        fresh = await self._chosen(kind, which)
+        fresh = await self._chosen(kind, span)
         body = await asyncio.to_thread(encode, fresh, kind)
         return web.Response(body=body, content_type=MEDIA_TYPE)
 
@@ -98,12 +99,12 @@ def _places(topics: Mapping[str, Sequence[int]], kind: Kind) -> set[tuple[str, i
     return {(topic, p) for topic, owned in topics.items() if kind.has_topic(topic) for p in owned}
 
 
-def _parameters(kind: Kind, which: Selection) -> dict[str, str]:
+def _parameters(kind: Kind, span: Span) -> dict[str, str]:
     """What `_view` reads; names of symbols come from a list without commas in them."""
     given = {
-        "exchange": which.exchange,
-        "symbol": None if which.symbols is None else ",".join(which.symbols),
-        "start": which.start_ns,
-        "end": which.end_ns,
+        "exchange": span.exchange,
+        "symbol": None if span.symbols is None else ",".join(span.symbols),
+        "start": span.start_ns,
+        "end": span.end_ns,
     }
     return {"kind": kind.name, **{k: str(v) for k, v in given.items() if v is not None}}

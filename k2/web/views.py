@@ -12,7 +12,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from k2.errors import PeerUnavailable
 from k2.query import gaps as gap_queries
 from k2.query.engine import Engine
-from k2.query.fresh import Fresh, Selection
+from k2.query.fresh import Fresh
+from k2.query.span import Span
 from k2.query.times import interval_ns
 from k2.schemas import KINDS, TRADES, Kind
 from k2.web.answers import Handler, form_of, headers_of, json_answer, stream
@@ -21,14 +22,14 @@ from k2.web.params import Parameters
 __all__ = ["routes"]
 
 Ready = Callable[[], tuple[bool, dict[str, Any]]]
-Gather = Callable[[Kind, Selection], Awaitable[Fresh]]
+Gather = Callable[[Kind, Span], Awaitable[Fresh]]
 GAP_PARAMETERS = (
     "exchange", "symbol", "session", "start", "end", "kind", "status", "severity", "limit",
     "format",
 )  # fmt: skip
 
 
-async def _committed_only(kind: Kind, which: Selection) -> Fresh:
+async def _committed_only(kind: Kind, span: Span) -> Fresh:
     raise PeerUnavailable("no workers to be asked: only committed rows")
 
 
@@ -47,8 +48,8 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
             form = form_of(request, query)
             exchange, symbols = query.text("exchange"), query.names("symbol")
             start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
-            which = Selection(exchange, symbols, start, end)
-            fresh = await gather(kind, which) if query.flag("fresh") else None
+            span = Span(exchange, symbols, start, end)
+            fresh = await gather(kind, span) if query.flag("fresh") else None
             return await stream(
                 request,
                 form,
@@ -66,8 +67,8 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
         exchange, symbol = query.text("exchange"), query.required("symbol")
         start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
         interval = interval_ns("interval", query.text("interval") or "1m")
-        which = Selection(exchange, [symbol], start, end)
-        fresh = await gather(TRADES, which) if query.flag("fresh") else None
+        span = Span(exchange, [symbol], start, end)
+        fresh = await gather(TRADES, span) if query.flag("fresh") else None
         return await stream(
             request,
             form,

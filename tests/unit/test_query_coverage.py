@@ -25,10 +25,11 @@ from k2.lake.catalog import ensure_tables, gaps_name, load_table, open_catalog, 
 from k2.lake.commit import Sink
 from k2.lake.moves import Offsets
 from k2.lake.offsets import Source
-from k2.query.coverage import KnownGaps, Span
+from k2.query.coverage import KnownGaps
 from k2.query.engine import Engine
 from k2.query.gaps import Selection
 from k2.query.rows import Coverage
+from k2.query.span import Span
 from k2.schemas import GAPS, QUOTES, TRADES, Kind
 from k2.sequence import Change, Rules, check, gap_rows
 from k2.settings import Settings

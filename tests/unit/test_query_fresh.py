@@ -18,8 +18,9 @@ from k2.lake.catalog import ensure_tables, open_catalog, table_name
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source
 from k2.query.engine import Engine
-from k2.query.fresh import Fresh, Held, Part, Selection, choose, decode, encode
+from k2.query.fresh import Fresh, Held, Part, choose, decode, encode
 from k2.query.rows import Coverage
+from k2.query.span import Span
 from k2.schemas import GAPS, QUOTES, TRADES
 from k2.settings import Settings
 
@@ -177,7 +178,7 @@ def test_owner_chooses_by_the_conditions_of_the_query() -> None:
     both = [rows(ONE, 3, 6), rows(ONE, 6, 9, "RIO")]
     held = [Held(ONE, 4, 9, 5, both), Held(TWO, None, 0, 5, [])]
 
-    def chosen(which: Selection) -> list[int]:
+    def chosen(which: Span) -> list[int]:
         fresh = choose(TRADES, held, [], which, 1 << 20)
         assert [(p.source, p.first, p.following) for p in fresh.parts] == [
             (ONE, 4, 9),
@@ -186,15 +187,15 @@ def test_owner_chooses_by_the_conditions_of_the_query() -> None:
         assert fresh.parts[1].rows.num_rows == 0
         return fresh.parts[0].rows["kafka_offset"].to_pylist()
 
-    assert chosen(Selection()) == [4, 5, 6, 7, 8]  # 3 is committed
-    assert chosen(Selection("ASX", ["RIO"])) == [6, 7, 8]
-    assert chosen(Selection("LSE")) == []
-    assert chosen(Selection(None, ["BHP", "RIO"], START + 5 * SECOND, START + 7 * SECOND)) == [5, 6]
+    assert chosen(Span()) == [4, 5, 6, 7, 8]  # 3 is committed
+    assert chosen(Span("ASX", ["RIO"])) == [6, 7, 8]
+    assert chosen(Span("LSE")) == []
+    assert chosen(Span(None, ["BHP", "RIO"], START + 5 * SECOND, START + 7 * SECOND)) == [5, 6]
 
 
 def test_findings_of_the_kind_come_with_the_rows() -> None:
     gaps = [gap(ONE.topic, "a"), gap("market.quotes.asx", "b"), gap(ONE.topic, "c")]
-    fresh = choose(TRADES, [Held(ONE, 0, 0, 5, [])], gaps, Selection(), 1 << 20)
+    fresh = choose(TRADES, [Held(ONE, 0, 0, 5, [])], gaps, Span(), 1 << 20)
     assert fresh.gaps["gap_id"].to_pylist() == ["a", "c"]
     again = decode(encode(fresh, TRADES), TRADES)
     assert again.gaps.equals(fresh.gaps)
@@ -203,8 +204,8 @@ def test_findings_of_the_kind_come_with_the_rows() -> None:
 def test_rows_above_the_bound_of_bytes_are_refused() -> None:
     held = [Held(ONE, 0, 100, 5, [rows(ONE, 0, 100)])]
     with pytest.raises(QueryTooLarge, match="take more than 1000 bytes, a quarter of"):
-        choose(TRADES, held, [], Selection(), 1000)
-    assert choose(TRADES, held, [], Selection(None, ["RIO"]), 1000).parts[0].following == 100
+        choose(TRADES, held, [], Span(), 1000)
+    assert choose(TRADES, held, [], Span(None, ["RIO"]), 1000).parts[0].following == 100
 
 
 def test_what_is_sent_is_what_was_chosen() -> None:

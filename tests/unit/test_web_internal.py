@@ -18,7 +18,8 @@ from k2.errors import BadQuery, PeerUnavailable, QueryTooLarge
 from k2.lake.catalog import ensure_tables, open_catalog
 from k2.lake.offsets import Source
 from k2.query.engine import Engine
-from k2.query.fresh import Held, Selection
+from k2.query.fresh import Held
+from k2.query.span import Span
 from k2.schemas import QUOTES, TRADES, Kind
 from k2.settings import Settings
 from k2.web.answers import middlewares
@@ -26,7 +27,7 @@ from k2.web.internal import Buffers, InHand
 from k2.web.views import routes
 from tests.group import PARTITIONS, TOPICS, assign, member, peers
 
-ALL = Selection()
+ALL = Span()
 
 
 def held(partition: int, following: int, topic: str = TOPICS[0]) -> Held:
@@ -113,7 +114,7 @@ async def test_every_worker_gathers_the_same_from_all(start: Start) -> None:
         fresh = await worker.buffers.gather(TRADES, ALL)
         assert sorted(part.source.partition for part in fresh.parts) == list(range(PARTITIONS))
         assert {part.rows.num_rows for part in fresh.parts} == {10}
-        only = await worker.buffers.gather(TRADES, Selection("SIM", ["S2", "X"], 3, 7))
+        only = await worker.buffers.gather(TRADES, Span("SIM", ["S2", "X"], 3, 7))
         assert sum(part.rows.num_rows for part in only.parts) == 4
         assert {part.following for part in only.parts} == {10}
 
@@ -188,7 +189,7 @@ async def test_memory_is_bounded_for_one_worker_and_for_all(start: Start) -> Non
 async def test_impossible_questions_are_refused_before_anybody_is_asked(start: Start) -> None:
     (one,) = await start(1)
     with pytest.raises(BadQuery, match="start: 2 is not before end 1"):
-        await one.buffers.gather(TRADES, Selection(None, None, 2, 1))
+        await one.buffers.gather(TRADES, Span(None, None, 2, 1))
     async with ClientSession(one.url) as client:
         answer = await client.get("/internal/fresh?kind=news")
         assert (answer.status, (await answer.json())["parameter"]) == (400, "kind")
