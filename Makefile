@@ -14,8 +14,10 @@ RUNS ?= 3
 demo: $(STAMP)
 	$(BIN)/k2 demo $(if $(ONCE),--once)
 
+# Most of a slow test is waiting: two at a time, a file each, take half as long.
+JOBS ?= 2
 test: $(STAMP)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

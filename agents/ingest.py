@@ -248,7 +248,8 @@ class Ingest:
             if partition.lane.kind is not kind:
                 continue
             following = max(partition.accepted, partition.records_at or 0)
-            if following < partition.log_end:
+            # Nobody was ever shown what lies behind a finding that nobody has resumed.
+            if following < partition.log_end and tp not in self.pauses:
                 raise PeerUnavailable(
                     f"{partition.source}: at {following}, being read up to {partition.log_end}"
                 )

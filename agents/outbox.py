@@ -16,6 +16,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 from aiokafka.errors import KafkaError, UnknownTopicOrPartitionError
+from faust.exceptions import ProducerSendError
 
 from k2.app import App
 from k2.errors import BrokerUnavailable, TopicMissing
@@ -81,13 +82,17 @@ async def publish_gaps(app: App, tables: Iterable[pa.Table]) -> int:
 
 async def _send(app: App, topic: str, messages: list[_Message]) -> None:
     try:
-        await asyncio.gather(
-            *[app.producer.send(topic, m.key, m.value, None, *m[2:]) for m in messages]
-        )
-    except UnknownTopicOrPartitionError as exc:
-        raise TopicMissing(f"{topic}: no such topic; `k2 init` creates it") from exc
-    except (KafkaError, TimeoutError) as exc:
-        raise BrokerUnavailable(f"{topic}: {len(messages)} records not taken: {exc}") from exc
+        # One after the other, so that a finding's rows keep their order. What `send` returns is
+        # the delivery: to be waited for, else a row may be in the table and never on the topic.
+        deliveries = [
+            await app.producer.send(topic, m.key, m.value, None, *m[2:]) for m in messages
+        ]
+        await asyncio.gather(*deliveries)
+    except (KafkaError, ProducerSendError, TimeoutError) as exc:
+        cause = exc.__cause__ if isinstance(exc, ProducerSendError) else exc
+        if isinstance(cause, UnknownTopicOrPartitionError):
+            raise TopicMissing(f"{topic}: no such topic; `k2 init` creates it") from exc
+        raise BrokerUnavailable(f"{topic}: {len(messages)} records not taken: {cause}") from exc
 
 
 def _reject(row: dict[str, Any], room: int) -> _Message:

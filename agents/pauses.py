@@ -30,6 +30,10 @@ class Pauses:
         self._causes: dict[TP, Change] = {}
         self._any = asyncio.Event()
 
+    def __contains__(self, tp: TP) -> bool:
+        """Whether the partition waits."""
+        return tp in self._causes
+
     def begin(self, tp: TP, cause: Change) -> None:
         """Note that the partition waits before the record that showed a finding."""
         self._causes[tp] = cause

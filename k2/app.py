@@ -22,6 +22,7 @@ from k2.schemas import Kind
 from k2.security import ssl_context
 from k2.settings import Settings
 from k2.transport import BatchSource, Fetched
+from k2.transport.recovery import PatientTables
 
 __all__ = ["App", "app", "batch_topic", "create_app"]
 
@@ -110,6 +111,7 @@ def create_app(settings: Settings) -> App:
         autodiscover=["k2.agents", "k2.web"],
         origin="k2",
         store="k2://",
+        TableManager=PatientTables,
         datadir=str(tables / settings.worker),
         topic_partitions=settings.partitions,
         topic_replication_factor=settings.replication,

@@ -378,10 +378,14 @@ class Settings:
         return limits
 
     def _pairs(self, name: str, form: str) -> Iterator[tuple[str, str]]:
+        seen = set()
         for pair in filter(None, (p.strip() for p in getattr(self, name).split(","))):
             exchange, equals, value = pair.partition("=")
             if not (exchange and equals and value):
                 raise SettingError(f"{name}: {pair!r} is not EXCHANGE={form}")
+            if exchange in seen:
+                raise SettingError(f"{name}: {exchange} twice")
+            seen.add(exchange)
             yield exchange, value
 
 

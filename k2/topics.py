@@ -180,9 +180,10 @@ def _check_instruments(existing: Any, settings: Settings) -> None:
         raise K2Error(f"{INSTRUMENTS_TOPIC}: {count} partitions at {settings.broker}, not 1")
     client = _admin(settings)  # its answers end with it
     try:
-        asked = client.describe_configs([ConfigResource(ResourceType.TOPIC, INSTRUMENTS_TOPIC)])
+        topic = ConfigResource(ResourceType.TOPIC, INSTRUMENTS_TOPIC)
+        asked = client.describe_configs([topic], request_timeout=ANSWER_TIMEOUT_S)
         (answer,) = asked.values()
-        found = answer.result(ANSWER_TIMEOUT_S).get("cleanup.policy")
+        found = answer.result().get("cleanup.policy")
     except KafkaException as exc:
         _no_policy(settings, exc)
         return

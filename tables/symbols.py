@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+from aiokafka.errors import KafkaError
 from faust.streams import _current_event
 from k2.tables.epochs import Stored, key, mark, parse
 from k2.tables.segments import Name
@@ -88,8 +89,11 @@ async def _delivered(source: Source, sent: Iterable[Any], timeout_s: float) -> N
         raise BrokerUnavailable(
             f"{source}: {len(late)} of {count} changelog records not taken in {timeout_s:g} s"
         )
-    for future in delivered:
-        future.result()
+    try:
+        for future in delivered:
+            future.result()
+    except KafkaError as exc:
+        raise BrokerUnavailable(f"{source}: a changelog record was not taken: {exc}") from exc
 
 
 def _put(source: Source, each: bytes, value: bytes) -> Any:

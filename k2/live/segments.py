@@ -159,6 +159,12 @@ class Writing:
         modulus, _ = self._families.of(family)
         return [unpack(form, self._read(_name(family, modulus, own))) for own in residues]
 
+    def _bytes(self, family: Family, rows: pa.Table, others: Iterable[int]) -> int:
+        """Of a whole family; where that is little, one symbol is long, and no split helps."""
+        modulus, _ = self._families.of(family)
+        stored = sum(len(self._read(_name(family, modulus, own))) for own in others)
+        return int(rows.nbytes) + stored
+
     def _write(self, family: Family, form: Form, rows: pa.Table, former: frozenset[int]) -> None:
         """Write rows, which are all that there are of the residues `former`."""
         known, residues = self._families.of(family)
@@ -167,7 +173,11 @@ class Writing:
             known *= 2  # packed they take half; so most are packed once
         modulus, parts = known, _split(form, rows, known)
         packed = {own: pack(part, self._end) for own, part in parts.items()}
-        while modulus < _MODULUS_MAX and any(len(value) > most for value in packed.values()):
+        while (
+            modulus < _MODULUS_MAX
+            and any(len(value) > most for value in packed.values())
+            and self._bytes(family, rows, residues - former) > most * modulus // 4
+        ):
             if former != residues:
                 rows = pa.concat_tables([rows, *self._rows(family, form, residues - former)])
                 former = residues

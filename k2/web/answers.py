@@ -12,6 +12,7 @@ import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import orjson
@@ -23,7 +24,7 @@ from k2.query.rows import Rows, Stop
 from k2.web.formats import MEDIA_TYPES, choose
 from k2.web.params import Parameters
 
-__all__ = ["Handler", "form_of", "headers_of", "json_answer", "middlewares", "stream"]
+__all__ = ["Handler", "form_of", "headers_of", "in_thread", "json_answer", "middlewares", "stream"]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -33,6 +34,8 @@ _REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LOOK_EVERY_S = 0.1
 _STOP_EVERY_S = 0.02
 _T = TypeVar("_T")
+#: Of their own: however many queries run or wait, checkpoints and rebalances find a thread.
+_THREADS = ThreadPoolExecutor(8, thread_name_prefix="k2-query")
 
 
 def middlewares() -> list[Any]:
@@ -170,12 +173,17 @@ async def stream(
     return response
 
 
+def in_thread(call: Callable[[], _T]) -> asyncio.Future[_T]:
+    """Run what reads the tables for an answer."""
+    return asyncio.get_running_loop().run_in_executor(_THREADS, call)
+
+
 async def _run(request: web.Request, call: Callable[[], _T], stop: Stop) -> _T:
     """Run `call` in a thread; if the client goes away, stop its query and wait for the thread.
 
     Faust's server does not cancel the handler of a client that has gone: its transport is watched.
     """
-    task = asyncio.ensure_future(asyncio.to_thread(call))
+    task = in_thread(call)
     try:
         while not (await asyncio.wait([task], timeout=_LOOK_EVERY_S))[0]:
             if request.transport is None:

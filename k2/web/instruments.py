@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Protocol
 
 import pyarrow as pa
@@ -11,7 +10,7 @@ from aiohttp import web
 from k2.query.formats import Encoder
 from k2.query.rows import Rows, Stop
 from k2.schemas import INSTRUMENTS
-from k2.web.answers import form_of, headers_of, stream
+from k2.web.answers import form_of, headers_of, in_thread, stream
 from k2.web.params import Parameters
 
 __all__ = ["routes"]
@@ -52,7 +51,7 @@ def routes(source: Source) -> list[web.RouteDef]:
         Parameters(request.query, ())
         exchange, symbol = request.match_info["exchange"], request.match_info["symbol"]
         _require_complete(source)
-        found = await asyncio.to_thread(source.one, exchange, symbol)
+        found = await in_thread(lambda: source.one(exchange, symbol))
         if found is None:
             raise web.HTTPNotFound(reason=f"no instrument {symbol!r} of {exchange!r}")
         (batch,) = found.to_batches()

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pyarrow as pa
 from aiohttp import web
 
-from k2.errors import BadQuery, PeerUnavailable, QueryTooLarge
+from k2.errors import BadQuery, PeerUnavailable, QueryTooLarge, SchemaMismatch
 from k2.query.engine import check_bounds
 from k2.query.fresh import Fresh, Held, choose, decode, encode
 from k2.query.span import Span
@@ -73,7 +73,10 @@ class Buffers:
             raise QueryTooLarge(f"worker {url}: {detail(answer.body)}")
         if answer.status != 200:
             raise PeerUnavailable(f"worker {url}: {answer.status}: {detail(answer.body)}")
-        return await asyncio.to_thread(decode, answer.body, kind)
+        try:
+            return await asyncio.to_thread(decode, answer.body, kind)
+        except SchemaMismatch as exc:  # while releases change
+            raise PeerUnavailable(f"worker {url}: {exc}") from exc
 
     async def _chosen(self, kind: Kind, span: Span) -> Fresh:
         self._peers.require_settled()
@@ -100,7 +103,7 @@ def _places(topics: Mapping[str, Sequence[int]], kind: Kind) -> set[tuple[str, i
 
 
 def _parameters(kind: Kind, span: Span) -> dict[str, str]:
-    """What `_view` reads; names of symbols come from a list without commas in them."""
+    """What `_view` reads; no name has a comma in it: all come from `Parameters.names`."""
     given = {
         "exchange": span.exchange,
         "symbol": None if span.symbols is None else ",".join(span.symbols),

@@ -49,6 +49,15 @@ class Parameters:
             raise BadQuery(name, f"{value!r} has an empty name")
         return listed
 
+    def name(self, name: str) -> str:
+        """The one that must be given; as in a list, without a comma."""
+        listed = self.names(name)
+        if listed is None:
+            raise BadQuery(name, "missing")
+        if len(listed) > 1:
+            raise BadQuery(name, f"{len(listed)} names, not one")
+        return listed[0]
+
     def time(self, name: str) -> int | None:
         value = self.text(name)
         return None if value is None else time_ns(name, value)

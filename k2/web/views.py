@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from k2.query.fresh import Fresh
 from k2.query.span import Span
 from k2.query.times import interval_ns
 from k2.schemas import KINDS, TRADES, Kind
-from k2.web.answers import Handler, form_of, headers_of, json_answer, stream
+from k2.web.answers import Handler, form_of, headers_of, in_thread, json_answer, stream
 from k2.web.params import Parameters
 
 __all__ = ["routes"]
@@ -64,7 +63,7 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
         known = ("symbol", "exchange", "start", "end", "interval", "limit", "format", "fresh")
         query = Parameters(request.query, known)
         form = form_of(request, query)
-        exchange, symbol = query.text("exchange"), query.required("symbol")
+        exchange, symbol = query.text("exchange"), query.name("symbol")
         start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
         interval = interval_ns("interval", query.text("interval") or "1m")
         span = Span(exchange, [symbol], start, end)
@@ -96,7 +95,7 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
 
     async def status(request: web.Request) -> web.StreamResponse:
         Parameters(request.query, ())
-        return json_answer(request, await asyncio.to_thread(engine.status))
+        return json_answer(request, await in_thread(engine.status))
 
     async def metrics(request: web.Request) -> web.StreamResponse:
         headers = {"Content-Type": CONTENT_TYPE_LATEST, **headers_of(request)}

@@ -21,7 +21,7 @@ __all__ = ["GUARDED", "MUTATIONS", "PROOF", "misread_cases"]
 
 def _no_fence() -> None:
     """A commit goes on whatever offsets the table has."""
-    commit._fence = lambda table, expected, topics: None
+    commit._fence = lambda table, change: None
 
 
 def _no_watermark() -> None:
