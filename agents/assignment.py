@@ -50,6 +50,7 @@ class Partition:
     topic_id: str | None  # the broker's, for the tables to carry; None: it names none
     through: int = 0  # ns: all that Kafka had before is below `accepted`; 0: not known
     seek: int = 0  # the reader's newest move: what was fetched under another number is ignored
+    fetches: int = 0  # that were taken since
     told: int = 0  # what the ledger has, or the buffer for it, while records wait before it
     began: Move | None = None  # where the log began, if not at 0, when K2 first read it
     former: list[bytes] = field(default_factory=list)  # keys that the first checkpoint replaces
@@ -69,6 +70,11 @@ class Partition:
     def is_at(self, log_end: int | None) -> bool:
         """Whether `sequences` are those at the log's end; None: nobody knows where that is."""
         return log_end is not None and log_end <= self.next_offset == self.accepted
+
+    def moved(self, seek: int) -> tuple[int, int]:
+        """Go on at `next_offset` with what is fetched under another number; returns both."""
+        self.seek, self.fetches = seek, 0
+        return self.next_offset, seek
 
     def take_segments(self) -> tuple[dict[Name, bytes], int]:
         """The segments of states that changed since the last time, and how many there are."""

@@ -117,6 +117,10 @@ class Ingest:
         partition = self._partitions.get(tp)
         if partition is None or fetched.seek != partition.seek:
             return  # read for an assignment that is over, or behind a pause: it is read again
+        if fetched.place != partition.fetches:
+            await self._read_again(tp, partition, fetched)
+            return
+        partition.fetches += 1
         if fetched.first_offset != partition.next_offset:
             self._fail(
                 LogTruncated(
@@ -138,6 +142,20 @@ class Ingest:
         self._tasks.add(task)
         task.add_done_callback(self._processed)
 
+    async def _read_again(self, tp: TP, partition: Partition, fetched: Fetched) -> None:
+        """Go back behind what was accepted: a fetch before this one was given to nobody.
+
+        Faust cancels its fetches when partitions are revoked. In the consumer's thread one may go
+        on, and then takes what comes behind the next seek.
+        """
+        async with partition.order:  # batches before are accepted, or else dropped by the number
+            if self._partitions.get(tp) is not partition or fetched.seek != partition.seek:
+                return
+            partition.next_offset = partition.accepted
+            log.warning("%s: a fetch was lost, back to %d", partition.source, partition.accepted)
+            place = partition.moved(self.app.consumer.next_seek())
+            await self.app.consumer.move(tp, *place, hold=False)
+
     def _processed(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
@@ -154,7 +172,7 @@ class Ingest:
             async with partition.order:
                 decoded = await decoding
                 if fetched.seek != partition.seek:
-                    return  # the partition has been paused behind a batch before this one
+                    return  # paused behind a batch before this one, or to be read again
                 checked = await self._check(partition, decoded)
                 if crowd := partition.live.crowded():
                     merged = await self._in_pool(partition.live.merged, crowd)
@@ -200,7 +218,7 @@ class Ingest:
             end = partition.next_offset = checked.stop.offset
             partition.told = checked.stop.offset + 1
             # What was fetched so far, and is under way, is dropped by this number.
-            partition.seek = self.app.consumer.next_seek()
+            partition.moved(self.app.consumer.next_seek())
             self.pauses.begin(tp, checked.stop)
         else:
             partition.through = max(partition.through, reached(fetched))
@@ -217,8 +235,7 @@ class Ingest:
         while True:
             for tp in await self.pauses.over():
                 if (partition := self._partitions.get(tp)) is not None:
-                    partition.seek = self.app.consumer.next_seek()
-                    place = partition.next_offset, partition.seek
+                    place = partition.moved(self.app.consumer.next_seek())
                     await self.app.consumer.move(tp, *place, hold=False)
 
     async def listen(self) -> None:

@@ -48,6 +48,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._seeks: dict[TP, int] = {}  # the number of each partition's newest seek
+        self._given: dict[TP, int] = {}  # fetches that were given out since
         self.ends: dict[TP, LogEnd] = {}  # written by its thread, read by the app's
         super().__init__(*args, **kwargs)
 
@@ -61,7 +62,13 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
     async def on_start(self) -> None:
         await super().on_start()
         topics = self.app.batch_source.topics
-        tap(self._ensure_consumer()._fetcher, topics, lambda tp: self._seeks.get(tp, 0), self.ends)
+        tap(self._ensure_consumer()._fetcher, topics, self._number, self.ends)
+
+    def _number(self, tp: TP) -> tuple[int, int]:
+        """Number a fetch that is given out: the seek behind which it is, and its place there."""
+        place = self._given.get(tp, 0)
+        self._given[tp] = place + 1
+        return self._seeks.get(tp, 0), place
 
     async def seek_batch(self, offsets: Mapping[TP, int], seek: int) -> None:
         """Move the reader; what it returns from then on carries the number `seek`."""
@@ -72,6 +79,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         consumer = self._ensure_consumer()
         self.ends.clear()
         self._seeks.update(dict.fromkeys(offsets, seek))
+        self._given.update(dict.fromkeys(offsets, 0))
         consumer.resume(*(TopicPartition(*tp) for tp in offsets))  # held before, assigned again
         await self._seek_wait(consumer, offsets)
 
@@ -84,7 +92,7 @@ class BatchConsumerThread(AIOKafkaConsumerThread):
         if tp not in consumer.assignment() or seek < self._seeks.get(tp, 0):
             return  # taken away meanwhile, or moved since
         self.ends.pop(tp, None)
-        self._seeks[tp] = seek
+        self._seeks[tp], self._given[tp] = seek, 0
         # aiokafka's own pause, of which Faust knows nothing: Faust's ends with a rebalance and
         # with a full buffer that drains, and keeps a fetch in memory.
         (consumer.pause if hold else consumer.resume)(TopicPartition(*tp))

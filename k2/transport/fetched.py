@@ -70,6 +70,7 @@ class Fetched:
     log_end: int = 0  # the partition's end as the broker gave it with the response
     end: LogEnd = LogEnd()  # the same without what open transactions hold back
     seek: int = 0  # the number of the reader's newest move to where the sinks are: see `tap`
+    place: int = 0  # how many fetches of the partition the reader gave out since that move
 
 
 def parse(

@@ -39,7 +39,7 @@ class _OneFetch(Iterator[Fetched]):
         offset: int,
         response: tuple[bytes, Any, int],
         end: LogEnd,
-        seek: Callable[[TopicPartition], int],
+        seek: Callable[[TopicPartition], tuple[int, int]],
     ) -> None:
         """`response`: the records, the aborted transactions, the high watermark."""
         self.next_fetch_offset = offset
@@ -52,7 +52,8 @@ class _OneFetch(Iterator[Fetched]):
         (raw, aborted, log_end), tp = self._response, self._tp
         fetched = parse(tp.topic, tp.partition, self.next_fetch_offset, raw, aborted or ())
         self.next_fetch_offset, self._response = fetched.next_offset, None
-        return replace(fetched, seek=self._seek(tp), log_end=log_end, end=self._end)
+        seek, place = self._seek(tp)
+        return replace(fetched, seek=seek, place=place, log_end=log_end, end=self._end)
 
 
 class _Client:
@@ -79,15 +80,16 @@ class _Client:
 def tap(
     fetcher: Fetcher,
     topics: Collection[str],
-    seek: Callable[[TopicPartition], int],
+    seek: Callable[[TopicPartition], tuple[int, int]],
     ends: MutableMapping[TopicPartition, LogEnd],
 ) -> None:
     """Make `fetcher` return one `Fetched` per fetched partition of `topics`.
 
     Args:
-        seek: the number of a partition's newest seek, called in the fetcher's thread. After an
-            assignment aiokafka reads from the group's offset until it is told otherwise; the
-            number tells what it read before from what it reads after.
+        seek: numbers a fetch that is given out, in the fetcher's thread: the partition's newest
+            seek, and how many were given out since. After an assignment aiokafka reads from the
+            group's offset until it is told otherwise; the first number tells what it read before
+            from what it reads after. A hole in the second is a fetch that was given to nobody.
         ends: by partition, put in with every response, also with one that has no records.
     """
     client = fetcher._client = _Client(fetcher._client)
@@ -137,7 +139,7 @@ def _replace(
     fields: Sequence[Any],
     version: int,
     end: LogEnd,
-    seek: Callable[[TopicPartition], int],
+    seek: Callable[[TopicPartition], tuple[int, int]],
 ) -> None:
     """Replace what the fetcher made of a response; `fields` from its high watermark on."""
     if isinstance(made, FetchResult) and isinstance(made._partition_records, PartitionRecords):

@@ -19,8 +19,9 @@ from k2.lake.replays import Ledger, Note, Place
 from k2.query.engine import Engine
 from k2.query.rejects import Selection
 from k2.registry import open_registry
-from k2.schemas import KINDS, TRADES
+from k2.schemas import INSTRUMENT_AVRO, KINDS, TRADES
 from k2.settings import Settings
+from k2.topics import INSTRUMENTS_TOPIC
 from tests.integration.oracle import connect
 from tests.integration.parts import Worker, committed, environment, k2, until, verify
 
@@ -47,7 +48,8 @@ def test_a_reject_is_replayed_once_when_its_schema_is_there(lake: Settings) -> N
     later = {**TRADES.avro, "doc": "the same, registered later"}
     registry = open_registry(lake)
     known = registry.register(f"{topic}-value", TRADES.avro)
-    unknown = 1 + max(registry.register(f"{k.topic('SIM')}-value", k.avro) for k in KINDS)
+    schemas = {k.topic("SIM"): k.avro for k in KINDS} | {INSTRUMENTS_TOPIC: INSTRUMENT_AVRO}
+    unknown = 1 + max(registry.register(f"{name}-value", avro) for name, avro in schemas.items())
     ids = [known] * GOOD + [unknown] * UNKNOWN
     values = [_value(table.slice(at, 1), each) for at, each in enumerate(ids)]
     _produce(lake, topic, [*values, None])
