@@ -36,17 +36,18 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 
-def test_missing_topics_are_named_and_then_created_once(broker: Broker, tmp_path: Path) -> None:
-    settings = Settings(data=tmp_path, broker=broker.address, exchanges="T1,T2", partitions=3)
-    with pytest.raises(
-        TopicMissing,
-        match=r"market\.trades\.t1, market\.trades\.t2.*rejects, market\.gaps.*`k2 init`",
-    ):
+def test_missing_topics_are_named_and_then_created_once(tmp_path: Path) -> None:
+    with Embedded(tmp_path) as own:
+        settings = Settings(data=tmp_path, broker=own.address, exchanges="T1,T2", partitions=3)
+        with pytest.raises(
+            TopicMissing,
+            match=r"market\.trades\.t1, market\.trades\.t2.*rejects, market\.gaps.*`k2 init`",
+        ):
+            check_topics(settings)
+        made = {f"market.{kind}.{name}" for kind in ("trades", "quotes") for name in ("t1", "t2")}
+        assert made <= set(ensure_topics(settings))
+        assert ensure_topics(settings) == []
         check_topics(settings)
-    made = {f"market.{kind}.{name}" for kind in ("trades", "quotes") for name in ("t1", "t2")}
-    assert made <= set(ensure_topics(settings))
-    assert ensure_topics(settings) == []
-    check_topics(settings)
 
 
 def test_two_that_create_topics_at_once_both_succeed(broker: Broker, tmp_path: Path) -> None:
