@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from faust.types import TP
+from k2.agents.backlog import Backlog
 from k2.agents.lake import Lake
 from k2.agents.lane import Lane
 from k2.agents.lives import resume
@@ -55,6 +56,7 @@ class Partition:
     began: Move | None = None  # where the log began, if not at 0, when K2 first read it
     former: list[bytes] = field(default_factory=list)  # keys that the first checkpoint replaces
     event: Any = None  # the newest; keeps alive what Faust's table finds its store by
+    backlog: Backlog = field(default_factory=Backlog)
     order: asyncio.Lock = field(default_factory=asyncio.Lock)  # FIFO: batches stay in order
 
     @property

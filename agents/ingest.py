@@ -12,6 +12,7 @@ import pyarrow as pa
 from faust.types import TP
 from k2.agents.assemble import Checked, assemble
 from k2.agents.assignment import Assignment, Partition
+from k2.agents.backlog import Batch
 from k2.agents.lake import Lake
 from k2.agents.lane import Lane
 from k2.agents.pauses import Pauses
@@ -138,9 +139,11 @@ class Ingest:
             )
             self._inflight_bytes += fetched.nbytes
         metrics.inflight_bytes.set(self._inflight_bytes)
-        task = asyncio.create_task(self._process(tp, partition, fetched))
-        self._tasks.add(task)
-        task.add_done_callback(self._processed)
+        batch = partition.backlog.add(fetched, self.settings.fetch_bytes_max)
+        if batch is not None:
+            task = asyncio.create_task(self._process(tp, partition, batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._processed)
 
     async def _read_again(self, tp: TP, partition: Partition, fetched: Fetched) -> None:
         """Go back behind what was accepted: a fetch before this one was given to nobody.
@@ -166,28 +169,32 @@ class Ingest:
         log.error("ingest failed", exc_info=exc)
         asyncio.ensure_future(self.app.crash(exc))  # noqa: RUF006 - the app ends with it
 
-    async def _process(self, tp: TP, partition: Partition, fetched: Fetched) -> None:
-        decoding = self._in_pool(partition.lane.decoder.decode, fetched)
+    async def _process(self, tp: TP, partition: Partition, batch: Batch) -> None:
         try:
-            async with partition.order:
-                decoded = await decoding
-                if fetched.seek != partition.seek:
-                    return  # paused behind a batch before this one, or to be read again
-                checked = await self._check(partition, decoded)
-                if crowd := partition.live.crowded():
-                    merged = await self._in_pool(partition.live.merged, crowd)
-                    partition.live.condense(crowd, merged)
-                await self._buffer.room()
-                if self._partitions.get(tp) is partition:
-                    self._accept(tp, partition, fetched, checked)
-                    if checked.stop is not None:
-                        place = partition.next_offset, partition.seek
-                        await self.app.consumer.move(tp, *place, hold=True)
+            async with partition.backlog.turn:
+                fetched = batch.take()
+                decoding = self._in_pool(partition.lane.decoder.decode, fetched)
+                async with partition.order:
+                    await self._take(tp, partition, fetched, await decoding)
         finally:
             async with self._inflight:
-                self._inflight_bytes -= fetched.nbytes
+                self._inflight_bytes -= batch.nbytes
                 metrics.inflight_bytes.set(self._inflight_bytes)
                 self._inflight.notify_all()
+
+    async def _take(self, tp: TP, partition: Partition, fetched: Fetched, decoded: Decoded) -> None:
+        if fetched.seek != partition.seek:
+            return  # paused behind a batch before this one, or to be read again
+        checked = await self._check(partition, decoded)
+        if crowd := partition.live.crowded():
+            merged = await self._in_pool(partition.live.merged, crowd)
+            partition.live.condense(crowd, merged)
+        await self._buffer.room()
+        if self._partitions.get(tp) is partition:
+            self._accept(tp, partition, fetched, checked)
+            if checked.stop is not None:
+                place = partition.next_offset, partition.seek
+                await self.app.consumer.move(tp, *place, hold=True)
 
     async def _check(self, partition: Partition, decoded: Decoded) -> Checked:
         passed: set[str] = set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from k2.agents.ingest import Ingest
 from k2.agents.lane import Lane
 
@@ -14,6 +16,10 @@ from k2.schemas import KINDS
 from k2.topics import cluster_id
 
 __all__ = ["ingest"]
+
+#: A thread that comes back from Arrow or numpy waits so long for one that runs Python; a batch does
+#: so a hundred times. With Python's own 5 ms a busy worker keeps it waiting for tenths of a second.
+SWITCH_INTERVAL_S = 0.0005
 
 
 def _ingest() -> Ingest:
@@ -30,6 +36,7 @@ def _ingest() -> Ingest:
     return Ingest(app, lanes, rejects, gaps, lambda: cluster_id(settings))
 
 
+sys.setswitchinterval(SWITCH_INTERVAL_S)
 ingest = app.batch_source = _ingest()
 
 

@@ -10,9 +10,17 @@ from typing import ClassVar
 from faust.transport.drivers.aiokafka import Transport as AIOKafkaTransport
 
 from k2.transport.consumer import BatchConsumer, BatchSource
-from k2.transport.fetched import Fetched, LogEnd, RecordBatch
+from k2.transport.fetched import Fetched, LogEnd, RecordBatch, joined
 
-__all__ = ["BatchConsumer", "BatchSource", "Fetched", "LogEnd", "RecordBatch", "Transport"]
+__all__ = [
+    "BatchConsumer",
+    "BatchSource",
+    "Fetched",
+    "LogEnd",
+    "RecordBatch",
+    "Transport",
+    "joined",
+]
 
 
 class Transport(AIOKafkaTransport):

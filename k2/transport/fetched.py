@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from aiokafka import codec as compression
@@ -17,7 +17,7 @@ from aiokafka.record.util import calc_crc32c
 
 from k2.errors import UnsupportedFormat
 
-__all__ = ["Fetched", "LogEnd", "RecordBatch", "parse"]
+__all__ = ["Fetched", "LogEnd", "RecordBatch", "joined", "parse"]
 
 # base offset, length, leader epoch, magic, crc, attributes, last offset delta, first and max
 # timestamp, producer id, producer epoch, base sequence, record count
@@ -71,6 +71,18 @@ class Fetched:
     end: LogEnd = LogEnd()  # the same without what open transactions hold back
     seek: int = 0  # the number of the reader's newest move to where the sinks are: see `tap`
     place: int = 0  # how many fetches of the partition the reader gave out since that move
+
+
+def joined(fetches: Sequence[Fetched]) -> Fetched:
+    """Return n >= 1 fetches as if they were one: each goes on where the one before it ended."""
+    first, last = fetches[0], fetches[-1]
+    return replace(
+        last,
+        first_offset=first.first_offset,
+        batches=tuple(batch for fetched in fetches for batch in fetched.batches),
+        nbytes=sum(fetched.nbytes for fetched in fetches),
+        place=first.place,
+    )
 
 
 def parse(
