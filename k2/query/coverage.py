@@ -13,26 +13,23 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 from pyiceberg.io.pyarrow import PyArrowFileIO
-from pyiceberg.manifest import ManifestFile
 from pyiceberg.table import Table
 
 from k2.errors import CatalogUnavailable
 from k2.lake.offsets import Move, Source
+from k2.query.index import Pin
 from k2.query.rows import Coverage
 from k2.query.span import Span
 from k2.schemas import GAPS
 
 __all__ = ["KnownGaps", "told"]
 
-INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
+INT64_MAX = 2**63 - 1
 #: Rows of the ledger that are kept in memory, some 200 bytes each.
 ROWS_KEPT_MAX = 200_000
 
@@ -56,37 +53,6 @@ def told(offsets: Mapping[Source, int], moves: Iterable[Move]) -> dict[Source, i
     return bounds
 
 
-@dataclass(frozen=True, slots=True)
-class _File:
-    """A data file of the ledger; all of its rows' times are in [low, high]."""
-
-    path: str
-    low: int
-    high: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Index:
-    """The data files of one snapshot of the ledger."""
-
-    snapshot_id: int | None = None
-    manifests: Mapping[str, tuple[_File, ...]] = field(default_factory=dict)
-    files: tuple[_File, ...] = ()
-    lows: Any = None  # of the files, int64
-    highs: Any = None
-
-    def among(self, span: Span) -> list[str]:
-        """Paths of the files that may have gaps of a span."""
-        if not self.files:
-            return []
-        wanted = np.ones(len(self.files), bool)
-        if span.start_ns is not None:
-            wanted &= self.highs >= span.start_ns
-        if span.end_ns is not None:
-            wanted &= self.lows < span.end_ns
-        return [self.files[i].path for i in np.flatnonzero(wanted)]
-
-
 class KnownGaps:
     """The ledger as far as queries need it: which files, and the gaps of those last read.
 
@@ -97,13 +63,12 @@ class KnownGaps:
     def __init__(self, rows_kept_max: int = ROWS_KEPT_MAX) -> None:
         self._rows_kept_max = rows_kept_max
         self._lock = threading.Lock()
-        self._index = _Index()
         self._kept: OrderedDict[str, pl.DataFrame] = OrderedDict()
         self._rows_kept = 0
 
     def coverage(
         self,
-        table: Table,
+        ledger: Pin,
         span: Span,
         bounds: Mapping[Source, int],
         held: Sequence[pa.Table] = (),
@@ -111,14 +76,14 @@ class KnownGaps:
         """What is missing of a span.
 
         Args:
-            table: the ledger, loaded after the table of the records.
+            ledger: loaded after the table of the records.
             bounds: rows below these offsets count, of these sources; see `told`.
             held: further rows of GAPS, which the table may have or not.
 
         Raises:
             CatalogUnavailable: a file cannot be read.
         """
-        frames = self._frames(table, span)
+        frames = self._frames(ledger, span)
         frames += [_frame(rows.filter(ds.field("kind") == "gap")) for rows in held]
         if not frames or not bounds:
             return Coverage()
@@ -141,9 +106,9 @@ class KnownGaps:
         open_, closed = newest.filter(~accepted), newest.filter(accepted)
         return Coverage(open_.height, _sum(open_), _sum(closed))
 
-    def _frames(self, table: Table, span: Span) -> list[pl.DataFrame]:
+    def _frames(self, ledger: Pin, span: Span) -> list[pl.DataFrame]:
         """The gaps of all files that may have some of a span."""
-        paths = self._indexed(table).among(span)
+        paths = _near(span, ledger.files().frame)["path"].to_list()
         found: dict[str, pl.DataFrame] = {}
         with self._lock:
             for path in paths:
@@ -151,7 +116,7 @@ class KnownGaps:
                     self._kept.move_to_end(path)
                     found[path] = frame
         if missing := [path for path in paths if path not in found]:
-            read = _read(table, missing)
+            read = _read(ledger.table, missing)
             found |= read
             self._keep(read)
         return [frame for frame in found.values() if frame.height]
@@ -165,46 +130,6 @@ class KnownGaps:
             while self._rows_kept > self._rows_kept_max:
                 _, frame = self._kept.popitem(last=False)
                 self._rows_kept -= max(1, frame.height)
-
-    def _indexed(self, table: Table) -> _Index:
-        """The files of the table's snapshot; only manifests that are new are read."""
-        snapshot, index = table.current_snapshot(), self._index
-        if snapshot is None:
-            return _Index()
-        if snapshot.snapshot_id == index.snapshot_id:
-            return index
-        ids = [table.schema().find_field(name).field_id for name in ("from_ts", "to_ts")]
-        try:
-            manifests = {
-                manifest.manifest_path: index.manifests.get(manifest.manifest_path)
-                or _files(manifest, table, ids)
-                for manifest in snapshot.manifests(table.io)
-            }
-        except OSError as exc:
-            raise CatalogUnavailable(f"gap ledger: {exc}") from exc
-        files = tuple({f.path: f for part in manifests.values() for f in part}.values())
-        lows = np.array([file.low for file in files], np.int64)
-        highs = np.array([file.high for file in files], np.int64)
-        # Two threads may come here at once: either's index is whole, and the next query's at most
-        # one snapshot behind.
-        self._index = index = _Index(snapshot.snapshot_id, manifests, files, lows, highs)
-        return index
-
-
-def _files(manifest: ManifestFile, table: Table, ids: Sequence[int]) -> tuple[_File, ...]:
-    found = []
-    for entry in manifest.fetch_manifest_entry(table.io):
-        file = entry.data_file
-        lower, upper = file.lower_bounds or {}, file.upper_bounds or {}
-        known = all(number in lower and number in upper for number in ids)
-        low = min(_long(lower[number]) for number in ids) if known else INT64_MIN
-        high = max(_long(upper[number]) for number in ids) if known else INT64_MAX
-        found.append(_File(file.file_path, low, high))
-    return tuple(found)
-
-
-def _long(bound: bytes) -> int:
-    return int.from_bytes(bound, "little", signed=True)
 
 
 def _read(table: Table, paths: Sequence[str]) -> dict[str, pl.DataFrame]:
@@ -227,6 +152,16 @@ def _read(table: Table, paths: Sequence[str]) -> dict[str, pl.DataFrame]:
 
 def _frame(rows: pa.Table) -> pl.DataFrame:
     return pl.DataFrame(rows.select(_COLUMNS))
+
+
+def _near(span: Span, files: pl.DataFrame) -> pl.DataFrame:
+    """The files that may have gaps of a span."""
+    wanted = []
+    if span.start_ns is not None:
+        wanted.append(pl.max_horizontal("high_from_ts", "high_to_ts") >= span.start_ns)
+    if span.end_ns is not None:
+        wanted.append(pl.min_horizontal("low_from_ts", "low_to_ts") < span.end_ns)
+    return files.filter(*wanted) if wanted else files
 
 
 def _meeting(span: Span, frame: pl.DataFrame) -> pl.DataFrame:

@@ -15,11 +15,10 @@ import duckdb
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError
-from pyiceberg.table import Table
 
 from k2 import metrics
 from k2.errors import BadQuery, CatalogUnavailable
-from k2.lake.catalog import gaps_name, load_table, rejects_name, table_name
+from k2.lake.catalog import gaps_name, rejects_name, table_name
 from k2.lake.offsets import (
     MOVES_PROPERTY,
     OFFSETS_PROPERTY,
@@ -33,6 +32,7 @@ from k2.lake.replays import Ledger
 from k2.query import bars, gaps, rejects
 from k2.query.coverage import KnownGaps, told
 from k2.query.fresh import Fresh
+from k2.query.index import Pin, Tables
 from k2.query.rejects import Selection
 from k2.query.rows import Known, Rows, Stop
 from k2.query.scan import Scan
@@ -70,7 +70,7 @@ class Engine:
     """Reads of the tables; every method may be called from any thread."""
 
     def __init__(self, catalog: Catalog, settings: Settings) -> None:
-        self._catalog = catalog
+        self._tables = Tables(catalog)
         self._settings = settings
         self._ledger = Ledger(catalog, settings)
         self._known_gaps = KnownGaps()
@@ -210,9 +210,9 @@ class Engine:
         with metrics.query_seconds.labels(resource="rejects").time():
             return rejects.records(self._database, self._rejects(which), which, stop or Stop())
 
-    def _rejects(self, which: Selection) -> Table:
+    def _rejects(self, which: Selection) -> Pin:
         check_bounds(which.start_ns, which.end_ns)
-        return load_table(self._catalog, rejects_name(self._settings))
+        return self._tables.load(rejects_name(self._settings))
 
     def gaps(
         self, which: gaps.Selection, limit: int | None = None, stop: Stop | None = None
@@ -228,7 +228,7 @@ class Engine:
         most = self._limit(limit)
         check_bounds(which.start_ns, which.end_ns)
         with metrics.query_seconds.labels(resource="gaps").time():
-            table = load_table(self._catalog, gaps_name(self._settings))
+            table = self._tables.load(gaps_name(self._settings))
             return gaps.rows(self._database, table, which, most, stop or Stop())
 
     def status(self) -> dict[str, Any]:
@@ -239,14 +239,14 @@ class Engine:
         """
         with metrics.query_seconds.labels(resource="status").time():
             trades, *others = (self._status(kind) for kind in KINDS)
-            rejects = load_table(self._catalog, rejects_name(self._settings))
+            rejects = self._tables.load(rejects_name(self._settings))
         states = {kind.name: state for kind, state in zip(KINDS[1:], others, strict=True)}
         return {**trades, "rejects": _total(rejects, "records"), **states}
 
     def _status(self, kind: Kind) -> dict[str, Any]:
         name = table_name(self._settings, kind)
-        table = load_table(self._catalog, name)
-        snapshot = table.current_snapshot()
+        table = self._tables.load(name)
+        snapshot = table.snapshot
         state: dict[str, Any] = {
             "table": name,
             "rows": 0,
@@ -305,14 +305,14 @@ class Engine:
         which = (exchange, wanted, start_ns, end_ns)
         return Scan(self._database, kind, table, *which, stop or Stop(), rows)
 
-    def _loaded(self, kind: Kind, fresh: Fresh | None) -> tuple[Table, pa.Table | None]:
+    def _loaded(self, kind: Kind, fresh: Fresh | None) -> tuple[Pin, pa.Table | None]:
         """The table as it is now, and the rows that it does not have."""
         name = table_name(self._settings, kind)
-        table = load_table(self._catalog, name)
+        table = self._tables.load(name)
         if fresh is None:
             return table, None
         if fresh.stale(_next_offsets(table)):
-            table = load_table(self._catalog, name)
+            table = self._tables.load(name)
         if stale := fresh.stale(_next_offsets(table)):
             raise CatalogUnavailable(
                 f"{name}: the catalog gives an older table than it had: {stale}"
@@ -330,20 +330,19 @@ class Engine:
     ) -> Known:
         """What is known of the records of a scan, which has been planned before this is called."""
         wanted = (symbols,) if isinstance(symbols, str) else symbols
-        span, summary = Span(exchange, wanted, start_ns, end_ns), scan.summary
-        times = decode_through(summary[THROUGH_PROPERTY] if summary else None)
+        span, pin = Span(exchange, wanted, start_ns, end_ns), scan.pin
+        times = decode_through(pin.said(THROUGH_PROPERTY))
         if fresh is not None:
             times = fresh.through(times)
         # The least of all partitions, if all are known.
         through = min((time or 0 for time in times.values()), default=0) or None
         try:
-            ledger = load_table(self._catalog, gaps_name(self._settings))
+            ledger = self._tables.load(gaps_name(self._settings))
         except CatalogUnavailable as exc:
             if isinstance(exc.__cause__, NoSuchTableError):
                 return Known(None, through, fresh is not None)
             raise
-        offsets = decode_offsets(summary[OFFSETS_PROPERTY] if summary else None)
-        bounds = told(offsets, decode_moves(summary[MOVES_PROPERTY] if summary else None))
+        bounds = told(_next_offsets(pin), decode_moves(pin.said(MOVES_PROPERTY)))
         if fresh is None:
             return Known(self._known_gaps.coverage(ledger, span, bounds), through)
         bounds, held = fresh.bounds(bounds), [fresh.gaps]
@@ -363,16 +362,12 @@ def check_bounds(start_ns: int | None, end_ns: int | None) -> None:
         raise BadQuery("start", f"{start_ns} is not before end {end_ns}")
 
 
-def _next_offsets(table: Table) -> dict[Source, int]:
-    snapshot = table.current_snapshot()
-    summary = None if snapshot is None else snapshot.summary
-    return decode_offsets(summary[OFFSETS_PROPERTY] if summary else None)
+def _next_offsets(pin: Pin) -> dict[Source, int]:
+    return decode_offsets(pin.said(OFFSETS_PROPERTY))
 
 
-def _total(table: Table, what: str) -> int:
-    snapshot = table.current_snapshot()
-    summary = None if snapshot is None else snapshot.summary
-    return int((summary[f"total-{what}"] if summary else None) or 0)
+def _total(pin: Pin, what: str) -> int:
+    return int(pin.said(f"total-{what}") or 0)
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import duckdb
 import pyarrow as pa
-from pyiceberg.table import Table
 
 from k2.errors import BadQuery
+from k2.query.index import Pin
 from k2.query.rows import Rows, Stop
 from k2.query.scan import Scan
 from k2.schemas import GAP_KINDS, GAP_STATUSES, GAPS
@@ -75,26 +75,26 @@ class _GapScan(Scan):
     """Only what is alike in all rows of a finding may be selected here, before the newest is."""
 
     def __init__(
-        self, database: duckdb.DuckDBPyConnection, table: Table, which: Selection, stop: Stop
+        self, database: duckdb.DuckDBPyConnection, pin: Pin, which: Selection, stop: Stop
     ) -> None:
-        self._begin(table, stop)
+        self._begin(pin, stop)
         self._equal("exchange", which.exchange)
         self._among("symbol", which.symbols or None)
         self._equal("session", which.session)
         self._among("kind", which.kinds or None)
         self._within("seen_at", which.start_ns, which.end_ns)
         self._equal("gap_id", which.history_of)
-        self._open(database, table, GAPS)
+        self._open(database, GAPS)
 
 
 def rows(
-    database: duckdb.DuckDBPyConnection, table: Table, which: Selection, limit: int, stop: Stop
+    database: duckdb.DuckDBPyConnection, pin: Pin, which: Selection, limit: int, stop: Stop
 ) -> Rows:
     """The newest row of each of the newest `limit` findings, oldest first by seen_at; LISTED.
 
     Of the one finding whose history is asked for all rows, oldest first.
     """
-    scan = _GapScan(database, table, which, stop)
+    scan = _GapScan(database, pin, which, stop)
     if scan.cursor is None:
         return Rows(LISTED, iter(()), scan.snapshot_id)
     conditions = [f"row_number() OVER ({_NEWEST}) = 1"] if which.history_of is None else []

@@ -8,9 +8,9 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
-from pyiceberg.table import Table
 
 from k2.lake.replays import Note, Place
+from k2.query.index import Pin
 from k2.query.rows import Rows, Stop
 from k2.query.scan import Scan
 from k2.schemas import REJECTS
@@ -77,28 +77,28 @@ class Selection:
 
 class _RejectScan(Scan):
     def __init__(
-        self, database: duckdb.DuckDBPyConnection, table: Table, which: Selection, stop: Stop
+        self, database: duckdb.DuckDBPyConnection, pin: Pin, which: Selection, stop: Stop
     ) -> None:
-        self._begin(table, stop)
+        self._begin(pin, stop)
         self._equal("kafka_topic", which.topic)
         self._equal("kafka_partition", which.partition)
         self._equal("kafka_offset", which.offset)
         self._among("kafka_cluster", which.clusters or None)
         self._among("reason", which.reasons or None)
         self._within("ingest_time", which.start_ns, which.end_ns)
-        self._open(database, table, REJECTS)
+        self._open(database, REJECTS)
 
 
 def listed(
     database: duckdb.DuckDBPyConnection,
-    table: Table,
+    pin: Pin,
     which: Selection,
     notes: Mapping[Place, Note],
     limit: int,
     stop: Stop,
 ) -> Rows:
     """The newest `limit` rejects, oldest first: by time, topic, partition, offset; LISTED."""
-    scan = _RejectScan(database, table, which, stop)
+    scan = _RejectScan(database, pin, which, stop)
     if scan.cursor is None:
         return Rows(LISTED, iter(()), scan.snapshot_id)
     scan.cursor.register("replays", _states(notes))
@@ -116,13 +116,13 @@ def listed(
 
 def counts(
     database: duckdb.DuckDBPyConnection,
-    table: Table,
+    pin: Pin,
     which: Selection,
     notes: Mapping[Place, Note],
     stop: Stop,
 ) -> Rows:
     """Rejects by reason, COUNTS, most first."""
-    scan = _RejectScan(database, table, which, stop)
+    scan = _RejectScan(database, pin, which, stop)
     if scan.cursor is None:
         return Rows(COUNTS, iter(()), scan.snapshot_id)
     scan.cursor.register("replays", _states(notes))
@@ -139,11 +139,9 @@ def counts(
     return Rows(COUNTS, cast, scan.snapshot_id, False, scan.cursor)
 
 
-def records(
-    database: duckdb.DuckDBPyConnection, table: Table, which: Selection, stop: Stop
-) -> Rows:
+def records(database: duckdb.DuckDBPyConnection, pin: Pin, which: Selection, stop: Stop) -> Rows:
     """The rejects with their bytes, RECORDS, in the order of their logs."""
-    scan = _RejectScan(database, table, which, stop)
+    scan = _RejectScan(database, pin, which, stop)
     if scan.cursor is None:
         return Rows(RECORDS, iter(()), scan.snapshot_id)
     ordered = f"SELECT * FROM ({scan.sql}) ORDER BY {_PLACE}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyiceberg.expressions
-from pyiceberg.io.pyarrow import PyArrowFileIO
-from pyiceberg.table import Table
+from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO
 
 from k2.errors import BadQuery, CatalogUnavailable, QueryTooLarge
+from k2.query.index import Bound, Pin
 from k2.query.rows import Stop
 from k2.schemas import Kind
 
@@ -21,10 +22,8 @@ __all__ = ["Scan"]
 
 BATCH_ROWS_MAX = 32_768
 
-#: Untyped: the annotations of these pydantic classes know their keywords only.
-_iceberg: Any = pyiceberg.expressions
-
 _GLOB = frozenset("*?[{")
+_EPOCH = dt.date(1970, 1, 1)
 
 
 class Scan:
@@ -34,7 +33,7 @@ class Scan:
         self,
         database: duckdb.DuckDBPyConnection,
         kind: Kind,
-        table: Table,
+        pin: Pin,
         exchange: str | None,
         symbols: Sequence[str] | None,
         start_ns: int | None,
@@ -43,30 +42,28 @@ class Scan:
         fresh: pa.Table | None = None,
     ) -> None:
         """`fresh`: rows of the kind that the snapshot does not have; None: only its own."""
-        self._begin(table, stop)
+        self._begin(pin, stop)
         # The plan knows microseconds only: it is widened, and ts_event then cuts exactly.
         self._equal("exchange", exchange)
         self._among("symbol", symbols)
         if start_ns is not None:
-            bound = _iceberg.GreaterThanOrEqual("event_time", start_ns // 1000)
-            self._also(bound, "ts_event >= $start", start_ns)
+            since = Bound("event_time", least=start_ns // 1000)
+            self._also(since, "ts_event >= $start", start_ns)
         if end_ns is not None:
-            until = _iceberg.LessThanOrEqual("event_time", (end_ns - 1) // 1000)
+            until = Bound("event_time", greatest=(end_ns - 1) // 1000)
             self._also(until, "ts_event < $end", end_ns)
-        self._open(database, table, kind.table)
+        self._open(database, kind.table)
         if fresh is not None and fresh.num_rows:
             self._add(database, fresh)
 
-    def _begin(self, table: Table, stop: Stop) -> None:
-        snapshot = table.current_snapshot()
-        self.snapshot_id = None if snapshot is None else snapshot.snapshot_id
-        self.summary = None if snapshot is None else snapshot.summary
+    def _begin(self, pin: Pin, stop: Stop) -> None:
+        self.pin, self.snapshot_id = pin, pin.snapshot_id
         self.rows_max = 0
         self.sql = ""
         self._stop = stop
         self.cursor: duckdb.DuckDBPyConnection | None = None
         self._parameters: dict[str, Any] = {}
-        self._plan: Any = _iceberg.AlwaysTrue()
+        self._bounds: list[Bound] = []
         self._conditions: list[str] = []
 
     def _add(self, database: duckdb.DuckDBPyConnection, fresh: pa.Table) -> None:
@@ -87,38 +84,43 @@ class Scan:
     def _where(self) -> str:
         return f" WHERE {' AND '.join(self._conditions)}" if self._conditions else ""
 
-    def _open(self, database: duckdb.DuckDBPyConnection, table: Table, schema: pa.Schema) -> None:
+    def _open(self, database: duckdb.DuckDBPyConnection, schema: pa.Schema) -> None:
         """Plan the files that may hold rows by the conditions so far."""
         where = self._where
         self.sql = f"SELECT * FROM scanned{where}"
-        if self.snapshot_id is None:
-            return
-        scan = table.scan(row_filter=self._plan, snapshot_id=self.snapshot_id)
-        tasks = list(scan.plan_files())
-        self.rows_max = sum(task.file.record_count for task in tasks)
+        files = self.pin.files()
+        chosen = files.among(self._bounds)
+        self.rows_max = int(chosen["rows"].sum())
         if self.rows_max == 0:
             return
         self._connect(database)
         assert self.cursor is not None
-        located = [PyArrowFileIO.parse_location(task.file.file_path) for task in tasks]
+        located = [PyArrowFileIO.parse_location(path) for path in chosen["path"]]
         paths = [path for _, _, path in located]
         local = all(s == "file" for s, _, _ in located) and not any(_GLOB & set(p) for p in paths)
-        if local and not any(task.delete_files for task in tasks):
+        if files.deletes:
+            self.cursor.register("scanned", self._without_deleted(set(chosen["path"])))
+        elif local:
             self.sql = f"SELECT * FROM read_parquet($files, hive_partitioning = false){where}"
             self._parameters["files"] = paths
-        elif any(task.delete_files for task in tasks):
-            self.cursor.register("scanned", scan.to_arrow())
         else:
-            files = table.io
-            assert isinstance(files, PyArrowFileIO)
+            io = self.pin.table.io
+            assert isinstance(io, PyArrowFileIO)
             scheme, netloc, _ = located[0]
-            filesystem = files.fs_by_scheme(scheme, netloc)
+            filesystem = io.fs_by_scheme(scheme, netloc)
             self.cursor.register("scanned", ds.dataset(paths, schema, "parquet", filesystem))
+
+    def _without_deleted(self, paths: set[str]) -> pa.Table:
+        """The rows of some files, in memory, but those that another engine's deletes name."""
+        table = self.pin.table
+        tasks = table.scan(snapshot_id=self.snapshot_id).plan_files()
+        reader = ArrowScan(table.metadata, table.io, table.schema(), AlwaysTrue())
+        return reader.to_table([task for task in tasks if task.file.file_path in paths])
 
     def _equal(self, column: str, value: Any) -> None:
         """Rows with this value; None: with any."""
         if value is not None:
-            self._also(_iceberg.EqualTo(column, value), f'"{column}" = ${column}', value)
+            self._also(Bound(column, [_number(value)]), f'"{column}" = ${column}', value)
 
     def _among(self, column: str, values: Sequence[Any] | None) -> None:
         """Rows with one of these values; None: with any."""
@@ -128,21 +130,19 @@ class Scan:
         if len(listed) == 1:
             self._equal(column, listed[0])
         else:
-            test = f'list_contains(${column}, "{column}")'
-            self._also(_iceberg.In(column, set(listed)), test, listed)
+            self._also(Bound(column, listed), f'list_contains(${column}, "{column}")', listed)
 
     def _within(self, column: str, start_ns: int | None, end_ns: int | None) -> None:
         """Rows of [start_ns, end_ns) by a timestamp: what lies within a µs counts as its start."""
         if start_ns is not None:
             start = -(-start_ns // 1000)
-            bound = _iceberg.GreaterThanOrEqual(column, start)
-            self._also(bound, f'epoch_us("{column}") >= $start', start)
+            self._also(Bound(column, least=start), f'epoch_us("{column}") >= $start', start)
         if end_ns is not None:
             end = -(-end_ns // 1000)
-            self._also(_iceberg.LessThan(column, end), f'epoch_us("{column}") < $end', end)
+            self._also(Bound(column, greatest=end - 1), f'epoch_us("{column}") < $end', end)
 
-    def _also(self, bound: Any, condition: str, value: Any) -> None:
-        self._plan = _iceberg.And(self._plan, bound)
+    def _also(self, bound: Bound, condition: str, value: Any) -> None:
+        self._bounds.append(bound)
         self._conditions.append(condition)
         self._parameters[condition.partition("$")[2].split(",")[0]] = value
 
@@ -177,6 +177,11 @@ class Scan:
         if len(found) > 1:
             raise BadQuery("exchange", f"{symbol} trades on {', '.join(found)}: name one")
         return found[0] if found else None
+
+
+def _number(value: Any) -> Any:
+    """As the bounds have it: a date in days since the epoch."""
+    return (value - _EPOCH).days if isinstance(value, dt.date) else value
 
 
 def _batches(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:

@@ -21,13 +21,14 @@ from k2.cli import cli
 from k2.errors import CatalogUnavailable
 from k2.feeds.simulate import Simulation
 from k2.lake.acceptances import accept
-from k2.lake.catalog import ensure_tables, gaps_name, load_table, open_catalog, table_name
+from k2.lake.catalog import ensure_tables, gaps_name, open_catalog, table_name
 from k2.lake.commit import Sink
 from k2.lake.moves import Offsets
 from k2.lake.offsets import Source
 from k2.query.coverage import KnownGaps
 from k2.query.engine import Engine
 from k2.query.gaps import Selection
+from k2.query.index import Tables
 from k2.query.rows import Coverage
 from k2.query.span import Span
 from k2.schemas import GAPS, QUOTES, TRADES, Kind
@@ -212,7 +213,7 @@ def test_rows_in_hand_count_below_their_bounds(lake: Lake) -> None:
     lake.tell(changes[:1])
     lake.move(2)
     held = gap_rows(changes, *SOURCE, pa.scalar(9_000_000, INGEST_TIME))
-    ledger = load_table(lake.catalog, gaps_name(lake.settings))
+    ledger = Tables(lake.catalog).load(gaps_name(lake.settings))
     known, span = KnownGaps(), Span(None, ["A"], None, None)
     assert known.coverage(ledger, span, {SOURCE: 2}, [held]) == Coverage(1, 4)
     assert known.coverage(ledger, span, {SOURCE: 3}, [held]) == Coverage(1, 3)
@@ -304,7 +305,7 @@ def test_the_ledger_is_kept_in_bounded_memory_and_read_again_where_it_must(tmp_p
     for n in range(30):
         lake.tell(lake.told(at((2 * n + 1, n * S), offset=n)))
         lake.move(n + 1)
-        ledger = load_table(lake.catalog, gaps_name(lake.settings))
+        ledger = Tables(lake.catalog).load(gaps_name(lake.settings))
         for span in (Span(None, None, None, None), Span(None, ["A"], n * S // 2, None)):
             found = [k.coverage(ledger, span, {SOURCE: n + 1}) for k in (kept, little, KnownGaps())]
             first = max(0, -(-(span.start_ns or 0) // S))
