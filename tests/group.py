@@ -14,10 +14,14 @@ PARTITIONS = 4
 
 
 class _Cluster(ClusterMetadata):
-    """Topics of four partitions each."""
+    """Topics of as many partitions each."""
+
+    def __init__(self, partitions: int) -> None:
+        super().__init__()
+        self._number = partitions
 
     def partitions_for_topic(self, topic: str) -> set[int]:
-        return set(range(PARTITIONS))
+        return set(range(self._number))
 
 
 def member(url: str, settings: Settings | None = None) -> App:
@@ -27,10 +31,10 @@ def member(url: str, settings: Settings | None = None) -> App:
     return created
 
 
-def assign(*members: App) -> None:
+def assign(*members: App, partitions: int = PARTITIONS) -> None:
     """Assign the partitions as a group does: the first is the leader, all are told."""
     told = {f"m{n}": app.assignor.metadata(set(TOPICS)) for n, app in enumerate(members)}
-    given = members[0].assignor.assign(_Cluster(), told)
+    given = members[0].assignor.assign(_Cluster(partitions), told)
     for n, app in enumerate(members):
         app.assignor.on_assignment(given[f"m{n}"])
 

@@ -1,4 +1,4 @@
-"""What workers ask each other: GET /internal/fresh, the rows that are not committed yet."""
+"""What workers ask each other: POST /internal/fresh, the rows that are not committed yet."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from k2.query.fresh import Fresh, Held, choose, decode, encode
 from k2.query.span import Span
 from k2.schemas import GAPS, KINDS, Kind
 from k2.settings import Settings
-from k2.web.params import Parameters
-from k2.web.peers import Peers, detail
+from k2.web.peers import Peers, detail, question
 
 __all__ = ["Buffers", "InHand"]
 
@@ -39,7 +38,7 @@ class Buffers:
         self._bytes_max = settings.query_memory_max // 4
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.get(PATH, self._view, allow_head=False)]
+        return [web.post(PATH, self._view)]
 
     async def gather(self, kind: Kind, span: Span) -> Fresh:
         """The chosen rows that are in hand of the owners of all partitions of a kind.
@@ -85,7 +84,7 @@ class Buffers:
         return await asyncio.to_thread(choose, kind, held, gaps, span, self._bytes_max)
 
     async def _view(self, request: web.Request) -> web.Response:
-        query = Parameters(request.query, ("kind", "exchange", "symbol", "start", "end"))
+        query = await question(request, ("kind", "exchange", "symbol", "start", "end"))
         name = query.required("kind")
         kind = next((kind for kind in KINDS if kind.name == name), None)
         if kind is None:

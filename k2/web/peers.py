@@ -3,21 +3,28 @@
 Faust's assignor tells every worker, at the end of each rebalance, who was given what. In between
 nobody knows; so a question is refused then, and is never put to the wrong worker. Whoever is asked
 looks whether the partition is its own, since the map of a worker that was frozen is an old one.
+
+A question is a POST, its parameters a form in the body: a worker may be asked for thousands of
+partitions, and a URL has 8 KB.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import aiohttp
 import orjson
+from aiohttp import web
 
 from k2.app import App
 from k2.errors import NotOwner, PeerUnavailable, QueryTooLarge
+from k2.web.params import Parameters
 
-__all__ = ["Answer", "Owners", "Peers", "detail"]
+__all__ = ["Answer", "Owners", "Peers", "detail", "question"]
 
+FORM = "application/x-www-form-urlencoded"
 ANSWER_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
@@ -107,7 +114,7 @@ class Peers:
         params: Mapping[str, str] | None = None,
         bytes_max: int = ANSWER_BYTES_MAX,
     ) -> Answer:
-        """GET a path of one worker.
+        """Put a question to one worker, which reads it by `question`.
 
         Raises:
             NotOwner: it says that it does not own what it was asked for.
@@ -117,8 +124,8 @@ class Peers:
         self.require_settled()
         limit = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         try:
-            async with self._app.http_client.get(
-                f"{url.rstrip('/')}{path}", params=params, timeout=limit, allow_redirects=False
+            async with self._app.http_client.post(
+                f"{url.rstrip('/')}{path}", data=params, timeout=limit, allow_redirects=False
             ) as answer:
                 body = bytearray()
                 async for piece in answer.content.iter_chunked(256 * 1024):
@@ -141,7 +148,7 @@ class Peers:
     async def ask_owner(
         self, topic: str, partition: int, path: str, params: Mapping[str, str] | None = None
     ) -> Answer:
-        """GET a path of a partition's owner; if that one says it is not, look again once.
+        """Ask a partition's owner; if that one says it is not, look again once.
 
         Raises:
             PeerUnavailable: nobody can be asked, or the owner does not answer.
@@ -157,6 +164,21 @@ class Peers:
             return await self.ask(now, path, params)
         except NotOwner as exc:
             raise PeerUnavailable(str(exc)) from exc
+
+
+async def question(request: web.Request, known: tuple[str, ...]) -> Parameters:
+    """What another worker asks.
+
+    Raises:
+        BadQuery: names the parameter.
+    """
+    if request.content_type != FORM:
+        raise web.HTTPUnsupportedMediaType(reason=f"not {FORM}")
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):  # aiohttp waits for a body for ever
+            return Parameters(await request.post(), known)
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(reason="the question does not come") from None
 
 
 def detail(body: bytes | bytearray) -> str:

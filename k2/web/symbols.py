@@ -21,7 +21,7 @@ from k2.settings import Settings
 from k2.web.answers import json_answer
 from k2.web.known import Part, answer, decode, encode, part_of
 from k2.web.params import Parameters
-from k2.web.peers import Owners, Peers
+from k2.web.peers import Owners, Peers, detail, question
 
 __all__ = ["Symbols", "partition_of"]
 
@@ -52,7 +52,7 @@ class Symbols:
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get(_PATH, self._symbol, allow_head=False),
-            web.get(_INTERNAL, self._internal, allow_head=False),
+            web.post(_INTERNAL, self._internal),
         ]
 
     async def _symbol(self, request: web.Request) -> web.Response:
@@ -120,7 +120,7 @@ class Symbols:
         }
         told = await self._peers.ask(url, _INTERNAL, params)
         if told.status != 200:
-            raise PeerUnavailable(f"worker {url}: {told.status}")
+            raise PeerUnavailable(f"worker {url}: {told.status}: {detail(told.body)}")
         return await asyncio.to_thread(decode, told.body)
 
     async def _known(
@@ -152,7 +152,7 @@ class Symbols:
         return await asyncio.to_thread(parts)
 
     async def _internal(self, request: web.Request) -> web.Response:
-        query = Parameters(request.query, ("exchange", "symbol", "places", "bars"))
+        query = await question(request, ("exchange", "symbol", "places", "bars"))
         places = [_place(text) for text in query.names("places") or ()]
         parts = await self._known(
             places, query.required("exchange"), query.required("symbol"), query.flag("bars")

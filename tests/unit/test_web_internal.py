@@ -191,7 +191,7 @@ async def test_impossible_questions_are_refused_before_anybody_is_asked(start: S
     with pytest.raises(BadQuery, match="start: 2 is not before end 1"):
         await one.buffers.gather(TRADES, Span(None, None, 2, 1))
     async with ClientSession(one.url) as client:
-        answer = await client.get("/internal/fresh?kind=news")
+        answer = await client.post("/internal/fresh", data={"kind": "news"})
         assert (answer.status, (await answer.json())["parameter"]) == (400, "kind")
-        answer = await client.get(f"/internal/fresh?kind={QUOTES.name}")
+        answer = await client.post("/internal/fresh", data={"kind": QUOTES.name})
         assert answer.status == 200

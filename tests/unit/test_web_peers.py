@@ -8,11 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from yarl import URL
 
 from k2.app import App
 from k2.errors import NotOwner, PeerUnavailable, QueryTooLarge
 from k2.web import peers as peers_module
 from k2.web.answers import middlewares
+from k2.web.peers import question
 from tests.group import PARTITIONS, TOPICS, assign, member, peers
 
 TRADES, QUOTES = TOPICS
@@ -88,7 +90,7 @@ async def serve() -> AsyncIterator[Serve]:
 
     async def start(view: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> str:
         app = web.Application(middlewares=middlewares())
-        app.router.add_get("/internal/x", view)
+        app.router.add_post("/internal/x", view)
         server = TestServer(app)
         servers.append(server)
         await server.start_server()
@@ -108,7 +110,8 @@ async def asking() -> AsyncIterator[App]:
 
 async def test_answer_of_a_peer_comes_as_it_is(asking: App, serve: Serve) -> None:
     async def view(request: web.Request) -> web.Response:
-        return web.json_response({"asked": request.query["of"]}, status=404)
+        asked = await question(request, ("of",))
+        return web.json_response({"asked": asked.text("of")}, status=404)
 
     answer = await peers(asking).ask(await serve(view), "/internal/x", {"of": "SIM.A"})
     assert answer == (404, "application/json", b'{"asked": "SIM.A"}')
@@ -133,6 +136,26 @@ async def test_peer_that_fails_or_is_not_there_is_named(
     url = await serve(slow)
     with pytest.raises(PeerUnavailable, match=f"worker {url}: .*"):
         await peers(asking).ask(url, "/internal/x")
+
+
+async def test_question_that_does_not_come_is_not_waited_for(
+    asking: App, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its headers have come, and its body never does."""
+
+    async def view(request: web.Request) -> web.Response:
+        await question(request, ())
+        raise AssertionError("it came")
+
+    monkeypatch.setattr(peers_module, "ANSWER_TIMEOUT_S", 0.1)
+    url = URL(await serve(view))
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(
+        b"POST /internal/x HTTP/1.1\r\nHost: k2\r\nContent-Length: 5\r\n"
+        b"Content-Type: application/x-www-form-urlencoded\r\n\r\n"
+    )
+    assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 408")
+    writer.close()
 
 
 async def test_answer_has_a_bound_of_bytes(asking: App, serve: Serve) -> None:

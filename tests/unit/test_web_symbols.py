@@ -178,9 +178,9 @@ def test_a_key_falls_where_the_producer_puts_it() -> None:
 
 
 class Group:
-    """Two workers with web servers, which share four partitions of trades and quotes."""
+    """Two workers with web servers, which share the partitions of trades and quotes."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, partitions: int) -> None:
         settings = Settings(data=data, exchanges="SIM")
         self.catalog = open_catalog(settings)
         ensure_tables(self.catalog, settings)
@@ -194,15 +194,15 @@ class Group:
         for _ in range(2):
             port = free_port()
             app, own = member(f"http://127.0.0.1:{port}", settings), dict[TP, Partition]()
-            views = Symbols(peers(app), lambda own=own: own, settings)  # type: ignore[misc]
+            views = Symbols(peers(app, partitions), lambda own=own: own, settings)  # type: ignore[misc]
             site = web.Application(middlewares=middlewares())
             site.add_routes(views.routes())
             self.servers.append(TestServer(site, port=port))
             self.apps.append(app)
             self.owned.append(own)
-        assign(*self.apps)
+        assign(*self.apps, partitions=partitions)
         for app, own in zip(self.apps, self.owned, strict=True):
-            for topic, numbers in peers(app).owners()[peers(app).own].items():
+            for topic, numbers in peers(app, partitions).owners()[peers(app).own].items():
                 for number in numbers:
                     own[TP(topic, number)] = self.partition(topic, number, [])
 
@@ -238,10 +238,16 @@ class Group:
         async with self.apps[asked].http_client.get(url) as told:
             return told.status, orjson.loads(await told.read())
 
+    async def post(self, asked: int, question: Any) -> tuple[int, Any]:
+        url = self.servers[asked].make_url("/internal/symbol")
+        async with self.apps[asked].http_client.post(url, data=question) as told:
+            return told.status, orjson.loads(await told.read())
+
 
 @pytest.fixture
-async def two(tmp_path: Path) -> AsyncIterator[Group]:
-    running = Group(tmp_path)
+async def two(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Group]:
+    """Of four partitions a topic, or as many as a test says."""
+    running = Group(tmp_path, getattr(request, "param", 4))
     for server in running.servers:
         await server.start_server()
     yield running
@@ -327,11 +333,40 @@ async def test_nothing_is_said_while_partitions_are_assigned(two: Group) -> None
     assert (await two.get(0, "/v1/symbols/SIM/A"))[0] == 503
 
 
+@pytest.mark.parametrize("two", [600], indirect=True)
+async def test_a_worker_is_asked_for_hundreds_of_partitions_at_once(two: Group) -> None:
+    """Of a symbol that is not where its key falls; and of one that nobody knows."""
+    likely = partition_of("SIM", "A", 600)
+    for n in (1, 2):  # of both workers
+        two.put(TOPIC, (likely + n) % 600, [("A", DAY, n, n, n * E8, E8)])
+    for asked in (0, 1):
+        status, known = await two.get(asked, "/v1/symbols/SIM/A")
+        assert (status, known.get("session", known)["trades"]) == (200, 2)
+        assert (await two.get(asked, "/v1/symbols/SIM/B"))[0] == 404
+
+
+async def test_what_a_worker_refuses_is_told_with_its_reason(two: Group) -> None:
+    """As by one of another release, which knows no such question."""
+    url, port = peers(two.apps[1]).own, two.servers[1].port
+    await two.servers[1].close()
+    other = TestServer(web.Application(middlewares=middlewares()), port=port)
+    await other.start_server()
+    status, problem = await two.get(0, "/v1/symbols/SIM/A")  # unknown, so both are asked
+    await other.close()
+    assert (status, problem["detail"]) == (503, f"worker {url}: 404: Not Found")
+
+
 @pytest.mark.parametrize("places", ["x", "x:", ":1", "x:-1"])
 async def test_places_are_topics_and_partitions(two: Group, places: str) -> None:
-    path = f"/internal/symbol?exchange=SIM&symbol=A&places={places}"
-    status, problem = await two.get(0, path)
+    asked = {"exchange": "SIM", "symbol": "A", "places": places}
+    status, problem = await two.post(0, asked)
     assert (status, problem["parameter"]) == (400, "places")
+
+
+async def test_a_question_is_a_form(two: Group) -> None:
+    status, problem = await two.post(0, b"exchange=SIM")
+    assert (status, problem["detail"]) == (415, "not application/x-www-form-urlencoded")
+    assert (await two.get(0, "/internal/symbol"))[0] == 405
 
 
 def test_decimals_are_plain() -> None:
