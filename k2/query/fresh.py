@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from k2.errors import QueryTooLarge, SchemaMismatch
+from k2.errors import SchemaMismatch
 from k2.lake.offsets import Source
+from k2.query.room import Room
 from k2.query.span import Span
 from k2.schemas import GAPS, Kind
 
@@ -59,19 +60,6 @@ class Fresh:
     def with_(self, parts: Sequence[Part], gaps: pa.Table) -> Fresh:
         """These and others."""
         return Fresh([*self.parts, *parts], pa.concat_tables([self.gaps, gaps]))
-
-    def require_below(self, bytes_max: int) -> Fresh:
-        """Itself.
-
-        Raises:
-            QueryTooLarge: the rows take more memory.
-        """
-        if sum(part.rows.nbytes for part in self.parts) > bytes_max:
-            raise QueryTooLarge(
-                f"the rows that are not committed yet take more than {bytes_max} bytes, a quarter "
-                "of query_memory_max: ask for less time or fewer symbols, or without `fresh`"
-            )
-        return self
 
     def stale(self, offsets: Mapping[Source, int]) -> str | None:
         """Why these parts do not go on where a snapshot of these next offsets ends; None: they do.
@@ -117,7 +105,7 @@ def choose(
     held: Iterable[Held],
     gaps: Sequence[pa.Table],
     span: Span,
-    bytes_max: int,
+    room: Room,
 ) -> Fresh:
     """Choose rows from a buffer; in a thread, since a buffer may have a million of them.
 
@@ -125,16 +113,19 @@ def choose(
         gaps: all findings in the buffer.
 
     Raises:
-        QueryTooLarge: the chosen rows take more than `bytes_max`.
+        QueryTooLarge: the chosen rows and findings take more than there is `room` for.
     """
     parts = []
     for source, first, following, through, tables in held:
         rows = span.of(_from(pa.concat_tables([kind.table.empty_table(), *tables]), first))
+        room.take(rows.nbytes)
         parts.append(Part(source, first, following, through, rows))
     topics = pa.array(sorted({part.source.topic for part in parts}), pa.string())
-    found = [rows.filter(pc.is_in(rows["kafka_topic"], topics)) for rows in gaps]
-    chosen = Fresh(parts, pa.concat_tables([GAPS.empty_table(), *found]))
-    return chosen.require_below(bytes_max)
+    found = [GAPS.empty_table()]
+    for rows in gaps:
+        found.append(rows.filter(pc.is_in(rows["kafka_topic"], topics)))
+        room.take(found[-1].nbytes)
+    return Fresh(parts, pa.concat_tables(found))
 
 
 def encode(fresh: Fresh, kind: Kind) -> bytes:
@@ -150,8 +141,8 @@ def encode(fresh: Fresh, kind: Kind) -> bytes:
     return bytes(sink.getvalue())
 
 
-def decode(body: bytes, kind: Kind) -> Fresh:
-    """Read what `encode` wrote.
+def decode(body: bytes | bytearray, kind: Kind) -> Fresh:
+    """Read what `encode` wrote; the rows lie in `body`.
 
     Raises:
         SchemaMismatch: it is nothing of the kind: another release, or no worker of K2.

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import pyarrow as pa
 from aiohttp import web
 
-from k2.errors import BadQuery, PeerUnavailable, QueryTooLarge, SchemaMismatch
+from k2.errors import BadQuery, NotOwner, PeerUnavailable, QueryTooLarge, SchemaMismatch
 from k2.query.engine import check_bounds
 from k2.query.fresh import Fresh, Held, choose, decode, encode
+from k2.query.room import Room
 from k2.query.span import Span
 from k2.schemas import GAPS, KINDS, Kind
 from k2.settings import Settings
-from k2.web.peers import Peers, detail, question
+from k2.web.peers import Peers, all_of, detail, question
 
 __all__ = ["Buffers", "InHand"]
 
@@ -35,7 +36,7 @@ class Buffers:
 
     def __init__(self, peers: Peers, own: InHand, settings: Settings) -> None:
         self._peers, self._own = peers, own
-        self._bytes_max = settings.query_memory_max // 4
+        self._memory_max = settings.query_memory_max
 
     def routes(self) -> list[web.RouteDef]:
         return [web.post(PATH, self._view)]
@@ -49,25 +50,36 @@ class Buffers:
             BadQuery: names the parameter.
         """
         check_bounds(span.start_ns, span.end_ns)
-        lost = ""
-        for _ in range(2):  # once more if a worker does not own what the map says: it may be old
-            asked = {url: _places(topics, kind) for url, topics in self._peers.owners().items()}
-            answers = await asyncio.gather(*[self._of(url, kind, span) for url in asked])
-            gathered = Fresh([], GAPS.empty_table())
-            for (url, places), fresh in zip(asked.items(), answers, strict=True):
-                parts = [part for part in fresh.parts if part.source[1:] in places]
-                if missing := places - {part.source[1:] for part in parts}:
-                    lost = f"worker {url}: it does not own {sorted(missing)}"
-                    break
-                gathered = gathered.with_(parts, fresh.gaps)
-            else:
-                return gathered.require_below(self._bytes_max)
-        raise PeerUnavailable(lost)
+        for last_try in (False, True):
+            try:
+                return await self._gather(kind, span)
+            except NotOwner as exc:  # the map may be old: look again once, with empty hands
+                if last_try:
+                    raise PeerUnavailable(str(exc)) from exc
+        raise AssertionError("unreachable")
 
-    async def _of(self, url: str, kind: Kind, span: Span) -> Fresh:
+    async def _gather(self, kind: Kind, span: Span) -> Fresh:
+        room = self._room()
+        asked = {url: _places(topics, kind) for url, topics in self._peers.owners().items()}
+        answers = await all_of(self._of(url, kind, span, room) for url in asked)
+        gathered = Fresh([], GAPS.empty_table())
+        for (url, places), fresh in zip(asked.items(), answers, strict=True):
+            parts = [part for part in fresh.parts if part.source[1:] in places]
+            if missing := places - {part.source[1:] for part in parts}:
+                raise NotOwner(f"worker {url}: it does not own {sorted(missing)}")
+            gathered = gathered.with_(parts, fresh.gaps)
+        return gathered
+
+    def _room(self) -> Room:
+        """For the answers of all workers together, as they arrive, and for what one sends."""
+        limit = f"a quarter of query_memory_max ({self._memory_max})"
+        remedy = "ask for less time or fewer symbols, or without `fresh`"
+        return Room(self._memory_max // 4, f"{limit}: {remedy}")
+
+    async def _of(self, url: str, kind: Kind, span: Span, room: Room) -> Fresh:
         if url == self._peers.own:
-            return await self._chosen(kind, span)
-        answer = await self._peers.ask(url, PATH, _parameters(kind, span), 2 * self._bytes_max)
+            return await self._chosen(kind, span, room)
+        answer = await self._peers.ask(url, PATH, _parameters(kind, span), room)
         if answer.status == QueryTooLarge.status:
             raise QueryTooLarge(f"worker {url}: {detail(answer.body)}")
         if answer.status != 200:
@@ -77,11 +89,11 @@ class Buffers:
         except SchemaMismatch as exc:  # while releases change
             raise PeerUnavailable(f"worker {url}: {exc}") from exc
 
-    async def _chosen(self, kind: Kind, span: Span) -> Fresh:
+    async def _chosen(self, kind: Kind, span: Span, room: Room) -> Fresh:
         self._peers.require_settled()
         # No await between these two: one moment of the buffer.
         held, gaps = self._own.held(kind), self._own.gaps()
-        return await asyncio.to_thread(choose, kind, held, gaps, span, self._bytes_max)
+        return await asyncio.to_thread(choose, kind, held, gaps, span, room)
 
     async def _view(self, request: web.Request) -> web.Response:
         query = await question(request, ("kind", "exchange", "symbol", "start", "end"))
@@ -92,7 +104,7 @@ class Buffers:
         span = Span(
             query.text("exchange"), query.names("symbol"), query.time("start"), query.time("end")
         )
-        fresh = await self._chosen(kind, span)
+        fresh = await self._chosen(kind, span, self._room())
         body = await asyncio.to_thread(encode, fresh, kind)
         return web.Response(body=body, content_type=MEDIA_TYPE)
 

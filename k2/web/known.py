@@ -108,7 +108,7 @@ def encode(parts: Sequence[Part]) -> bytes:
     )
 
 
-def decode(body: bytes) -> list[Part]:
+def decode(body: bytes | bytearray) -> list[Part]:
     """Return what another worker told.
 
     Raises:

@@ -11,23 +11,26 @@ partitions, and a URL has 8 KB.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 import orjson
 from aiohttp import web
 
 from k2.app import App
-from k2.errors import NotOwner, PeerUnavailable, QueryTooLarge
+from k2.errors import NotOwner, PeerUnavailable
+from k2.query.room import Room
 from k2.web.params import Parameters
 
-__all__ = ["Answer", "Owners", "Peers", "detail", "question"]
+__all__ = ["Answer", "Owners", "Peers", "all_of", "detail", "question"]
 
 FORM = "application/x-www-form-urlencoded"
 ANSWER_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
+
+_T = TypeVar("_T")
 
 #: By URL of a worker: topic and partitions, ascending.
 Owners = dict[str, dict[str, list[int]]]
@@ -38,7 +41,7 @@ class Answer(NamedTuple):
 
     status: int
     content_type: str
-    body: bytes
+    body: bytearray
 
 
 class Peers:
@@ -112,16 +115,20 @@ class Peers:
         url: str,
         path: str,
         params: Mapping[str, str] | None = None,
-        bytes_max: int = ANSWER_BYTES_MAX,
+        room: Room | None = None,
     ) -> Answer:
         """Put a question to one worker, which reads it by `question`.
+
+        Args:
+            room: for this answer and others that are gathered with it; None: for it alone.
 
         Raises:
             NotOwner: it says that it does not own what it was asked for.
             PeerUnavailable: it does not answer in time, or cannot now; names it.
-            QueryTooLarge: the answer has more than `bytes_max`.
+            QueryTooLarge: there is no room for all of the answer.
         """
         self.require_settled()
+        room = room or Room(ANSWER_BYTES_MAX, f"the most that worker {url} may answer")
         limit = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         try:
             async with self._app.http_client.post(
@@ -129,12 +136,8 @@ class Peers:
             ) as answer:
                 body = bytearray()
                 async for piece in answer.content.iter_chunked(256 * 1024):
+                    room.take(len(piece))
                     body += piece
-                    if len(body) > bytes_max:
-                        raise QueryTooLarge(
-                            f"worker {url}: its answer has more than {bytes_max} bytes: ask for "
-                            "less time or fewer symbols"
-                        )
                 status, content_type = answer.status, answer.content_type
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             why = str(exc) or f"no answer within {ANSWER_TIMEOUT_S:g} s"
@@ -143,7 +146,7 @@ class Peers:
             raise NotOwner(f"worker {url}: {detail(body)}")
         if status >= 500:
             raise PeerUnavailable(f"worker {url}: {status}: {detail(body)}")
-        return Answer(status, content_type, bytes(body))
+        return Answer(status, content_type, body)
 
     async def ask_owner(
         self, topic: str, partition: int, path: str, params: Mapping[str, str] | None = None
@@ -164,6 +167,16 @@ class Peers:
             return await self.ask(now, path, params)
         except NotOwner as exc:
             raise PeerUnavailable(str(exc)) from exc
+
+
+async def all_of(asking: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """All answers, in their order; once one fails nobody goes on to gather the others."""
+    tasks = [asyncio.ensure_future(each) for each in asking]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def question(request: web.Request, known: tuple[str, ...]) -> Parameters:

@@ -21,7 +21,7 @@ from k2.settings import Settings
 from k2.web.answers import json_answer
 from k2.web.known import Part, answer, decode, encode, part_of
 from k2.web.params import Parameters
-from k2.web.peers import Owners, Peers, detail, question
+from k2.web.peers import Owners, Peers, all_of, detail, question
 
 __all__ = ["Symbols", "partition_of"]
 
@@ -99,7 +99,7 @@ class Symbols:
                 self._of(url, own, exchange, symbol, bars) for url, own in sorted(asked.items())
             ]
             try:
-                answers = await asyncio.gather(*asking)
+                answers = await all_of(asking)
             except NotOwner as exc:  # the map may be old: look again once
                 if last_try:
                     raise PeerUnavailable(str(exc)) from exc

@@ -19,6 +19,7 @@ from k2.lake.commit import Sink
 from k2.lake.offsets import Source
 from k2.query.engine import Engine
 from k2.query.fresh import Fresh, Held, Part, choose, decode, encode
+from k2.query.room import Room
 from k2.query.rows import Coverage
 from k2.query.span import Span
 from k2.schemas import GAPS, QUOTES, TRADES
@@ -65,6 +66,10 @@ def gap(topic: str, gap_id: str = "g", **more: Any) -> pa.Table:
     row |= {"remaining": [{"first": 1, "last": 2}], "gap_id": gap_id, "kafka_topic": topic}
     row |= more
     return pa.Table.from_pylist([row], GAPS)
+
+
+def room(bytes_max: int = 1 << 20) -> Room:
+    return Room(bytes_max, "so we say")
 
 
 def part(source: Source, first: int | None, following: int) -> Part:
@@ -179,7 +184,7 @@ def test_owner_chooses_by_the_conditions_of_the_query() -> None:
     held = [Held(ONE, 4, 9, 5, both), Held(TWO, None, 0, 5, [])]
 
     def chosen(which: Span) -> list[int]:
-        fresh = choose(TRADES, held, [], which, 1 << 20)
+        fresh = choose(TRADES, held, [], which, room())
         assert [(p.source, p.first, p.following) for p in fresh.parts] == [
             (ONE, 4, 9),
             (TWO, None, 0),
@@ -195,7 +200,7 @@ def test_owner_chooses_by_the_conditions_of_the_query() -> None:
 
 def test_findings_of_the_kind_come_with_the_rows() -> None:
     gaps = [gap(ONE.topic, "a"), gap("market.quotes.asx", "b"), gap(ONE.topic, "c")]
-    fresh = choose(TRADES, [Held(ONE, 0, 0, 5, [])], gaps, Span(), 1 << 20)
+    fresh = choose(TRADES, [Held(ONE, 0, 0, 5, [])], gaps, Span(), room())
     assert fresh.gaps["gap_id"].to_pylist() == ["a", "c"]
     again = decode(encode(fresh, TRADES), TRADES)
     assert again.gaps.equals(fresh.gaps)
@@ -203,9 +208,19 @@ def test_findings_of_the_kind_come_with_the_rows() -> None:
 
 def test_rows_above_the_bound_of_bytes_are_refused() -> None:
     held = [Held(ONE, 0, 100, 5, [rows(ONE, 0, 100)])]
-    with pytest.raises(QueryTooLarge, match="take more than 1000 bytes, a quarter of"):
-        choose(TRADES, held, [], Span(), 1000)
-    assert choose(TRADES, held, [], Span(None, ["RIO"]), 1000).parts[0].following == 100
+    with pytest.raises(QueryTooLarge, match=r"gathered: \d+ bytes > 1000, so we say"):
+        choose(TRADES, held, [], Span(), room(1000))
+    assert choose(TRADES, held, [], Span(None, ["RIO"]), room(1000)).parts[0].following == 100
+    with pytest.raises(QueryTooLarge, match=r"gathered: \d+ bytes > 1000, so we say"):
+        choose(TRADES, held, [gap(ONE.topic)] * 100, Span(None, ["RIO"]), room(1000))
+
+
+def test_room_is_for_all_that_takes_of_it() -> None:
+    both = room(10)
+    both.take(4)
+    both.take(6)
+    with pytest.raises(QueryTooLarge, match="gathered: 11 bytes > 10, so we say"):
+        both.take(1)
 
 
 def test_what_is_sent_is_what_was_chosen() -> None:

@@ -26,8 +26,10 @@ from k2.web.answers import middlewares
 from k2.web.internal import Buffers, InHand
 from k2.web.views import routes
 from tests.group import PARTITIONS, TOPICS, assign, member, peers
+from tests.unit.test_query_fresh import gap
 
 ALL = Span()
+MIB = 1024 * 1024
 
 
 def held(partition: int, following: int, topic: str = TOPICS[0]) -> Held:
@@ -66,7 +68,8 @@ class Worker:
         self.url = f"http://127.0.0.1:{self.port}"
         self.app = member(self.url)
         self.held: list[Held] = []
-        own = InHand(self._held, list)
+        self.gaps: list[pa.Table] = []
+        own = InHand(self._held, lambda: self.gaps)
         self.buffers = Buffers(peers(self.app), own, settings)
         site = web.Application(middlewares=middlewares())
         ways = routes(engine, ready=lambda: (True, {}), gather=self.buffers.gather)
@@ -80,6 +83,14 @@ class Worker:
         """As many trades of each partition that it owns, by the assignor."""
         owned = peers(self.app).owners()[self.url][TOPICS[0]]
         self.held = [held(partition, following) for partition in owned]
+
+    def fill(self, size: int) -> None:
+        """Hold as many bytes, of the first partition that it owns."""
+        (rows, *_) = self.held[0].tables
+        many = pa.concat_tables(
+            [rows.slice(0, 0), *[rows] * (size // rows.nbytes)]
+        ).combine_chunks()
+        self.held[0] = self.held[0]._replace(tables=[rows, many])
 
 
 Start = Callable[..., Awaitable[list[Worker]]]
@@ -175,15 +186,62 @@ async def test_rebalance_refuses_both_asker_and_asked(start: Start) -> None:
         await two.buffers.gather(TRADES, ALL)
 
 
+TOO_LARGE = (
+    rf"gathered: \d+ bytes > {16 * MIB}, a quarter of query_memory_max \({64 * MIB}\): ask for less"
+)
+
+
 async def test_memory_is_bounded_for_one_worker_and_for_all(start: Start) -> None:
-    one, two = await start(2, query_memory_max=64 * 1024 * 1024)
-    fewest = sum(part.rows.nbytes for part in (await one.buffers.gather(TRADES, ALL)).parts) - 1
-    one.buffers._bytes_max = fewest
-    with pytest.raises(QueryTooLarge, match=f"^the rows that are not .* than {fewest} bytes"):
+    """Each of three has less than the limit, and the three of them more."""
+    workers = one, two, _ = await start(3, query_memory_max=64 * MIB)
+    for worker in workers:
+        worker.fill(7 * MIB)
+    with pytest.raises(QueryTooLarge, match=f"^{TOO_LARGE}"):
         await one.buffers.gather(TRADES, ALL)
-    one.buffers._bytes_max, two.buffers._bytes_max = 1 << 20, 100
-    with pytest.raises(QueryTooLarge, match=f"^worker {two.url}: the rows .* than 100 bytes"):
+    nothing = await one.buffers.gather(TRADES, Span("SIM", ["X"]))
+    assert sum(part.following for part in nothing.parts) == 10 * PARTITIONS
+    for worker, size in zip(workers, (0, 17, 0), strict=True):
+        worker.fill(size * MIB)
+    with pytest.raises(QueryTooLarge, match=f"^worker {two.url}: {TOO_LARGE}"):
         await one.buffers.gather(TRADES, ALL)
+
+
+async def test_findings_count_as_memory_too(start: Start) -> None:
+    one, two = await start(2, query_memory_max=64 * MIB)
+    finding = gap(TOPICS[0], reason="x" * MIB)
+    two.gaps = [finding] * 12
+    assert (await one.buffers.gather(TRADES, ALL)).gaps.num_rows == 12
+    one.gaps = [finding] * 12
+    with pytest.raises(QueryTooLarge, match=f"^{TOO_LARGE}"):
+        await one.buffers.gather(TRADES, ALL)
+    one.gaps, two.gaps = [], [finding] * 17
+    with pytest.raises(QueryTooLarge, match=f"worker {two.url}: {TOO_LARGE}"):
+        await one.buffers.gather(TRADES, ALL)
+
+
+async def test_answers_are_not_read_on_beyond_the_limit(start: Start) -> None:
+    """Two workers that send more and more: of both together no more is taken than there is room."""
+    one, *others = await start(3, query_memory_max=64 * MIB)
+    sent = 0
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        while sent < 200 * MIB:
+            await answer.write(bytes(MIB))
+            sent += MIB
+        return answer
+
+    for other in others:
+        await other.server.close()
+        site = web.Application()
+        site.router.add_post("/internal/fresh", endless)
+        other.server = TestServer(site, port=other.port)
+        await other.server.start_server()
+    with pytest.raises(QueryTooLarge, match=f"^{TOO_LARGE}"):
+        await one.buffers.gather(TRADES, ALL)
+    assert sent < 32 * MIB  # and what sockets hold
 
 
 async def test_impossible_questions_are_refused_before_anybody_is_asked(start: Start) -> None:

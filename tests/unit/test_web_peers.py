@@ -12,6 +12,7 @@ from yarl import URL
 
 from k2.app import App
 from k2.errors import NotOwner, PeerUnavailable, QueryTooLarge
+from k2.query.room import Room
 from k2.web import peers as peers_module
 from k2.web.answers import middlewares
 from k2.web.peers import question
@@ -158,14 +159,20 @@ async def test_question_that_does_not_come_is_not_waited_for(
     writer.close()
 
 
-async def test_answer_has_a_bound_of_bytes(asking: App, serve: Serve) -> None:
+async def test_answers_have_a_bound_of_bytes(
+    asking: App, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def large(request: web.Request) -> web.Response:
         return web.Response(body=b"x" * 1001)
 
     url = await serve(large)
-    assert len((await peers(asking).ask(url, "/internal/x", bytes_max=1001)).body) == 1001
-    with pytest.raises(QueryTooLarge, match=f"{url}: its answer has more than 1000 bytes"):
-        await peers(asking).ask(url, "/internal/x", bytes_max=1000)
+    room = Room(2001, "so we say")
+    assert len((await peers(asking).ask(url, "/internal/x", room=room)).body) == 1001
+    with pytest.raises(QueryTooLarge, match="gathered: 2002 bytes > 2001, so we say"):
+        await peers(asking).ask(url, "/internal/x", room=room)
+    monkeypatch.setattr(peers_module, "ANSWER_BYTES_MAX", 1000)
+    with pytest.raises(QueryTooLarge, match=f"1001 bytes > 1000, the most that worker {url}"):
+        await peers(asking).ask(url, "/internal/x")
 
 
 async def test_owner_that_is_none_any_more_is_looked_up_once_again(
