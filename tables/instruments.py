@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import faust
@@ -27,6 +28,7 @@ from k2 import metrics
 from k2.app import app
 from k2.codec import InstrumentReader, WriterSchemas
 from k2.codec.instruments import key_of, table_of
+from k2.errors import RegistryUnavailable
 from k2.topics import INSTRUMENTS_TOPIC
 
 __all__ = ["Instruments", "InstrumentsTable", "table"]
@@ -139,7 +141,8 @@ table: InstrumentsTable = app.tables.add(InstrumentsTable(app, beacon=app.tables
 class Instruments:
     """What the table holds, decoded; from any thread.
 
-    A value that is no instrument is left out, counted, and logged once.
+    A value that is no instrument is left out, counted, and logged once. One thread at a time asks
+    the registry; where that has just failed, the others do not wait for it.
     """
 
     def __init__(self, table: InstrumentsTable, schemas: WriterSchemas) -> None:
@@ -174,31 +177,54 @@ class Instruments:
         """
         key = key_of(exchange, symbol)
         value = self._table.pairs().get(key)
-        with self._lock:
-            row = None if value is None else self._row(key, value)
+        row = None if value is None else self._row(key, value)
         return None if row is None else table_of([row])
 
     def _all(self) -> list[dict[str, Any]]:
-        with self._lock:
-            pairs = self._table.pairs()
-            # Decoded values of keys that are gone would stay for ever.
-            for known in (self._decoded, self._bad):
-                for key in known.keys() - pairs.keys():
-                    del known[key]
-            found = (self._row(key, value) for key, value in pairs.items())
-            return [row for row in found if row is not None]
+        pairs = self._table.pairs()
+        # Decoded values of keys that are gone would stay for ever; who asks next may drop them.
+        if self._lock.acquire(blocking=False):
+            try:
+                for known in (self._decoded, self._bad):
+                    for key in known.keys() - pairs.keys():
+                        del known[key]
+            finally:
+                self._lock.release()
+        found = (self._row(key, value) for key, value in pairs.items())
+        return [row for row in found if row is not None]
 
     def _row(self, key: bytes, value: bytes) -> dict[str, Any] | None:
+        if (row := self._known(key, value)) is not None:
+            return row
+        with self._asking():
+            if (row := self._known(key, value)) is not None:  # read by another thread meanwhile
+                return row
+            try:
+                row = self._reader.read(key, value)
+            except ValueError as exc:
+                if self._bad.get(key) != value:
+                    self._bad[key] = value
+                    metrics.instruments_bad_total.inc()
+                    _LOG.warning("%s: %r is left out: %s", INSTRUMENTS_TOPIC, key, exc)
+                return None
+            self._decoded[key] = value, row
+            return row
+
+    def _known(self, key: bytes, value: bytes) -> dict[str, Any] | None:
         known = self._decoded.get(key)
-        if known is not None and known[0] == value:
-            return known[1]
+        return known[1] if known is not None and known[0] == value else None
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Alone with the reader.
+
+        Raises:
+            RegistryUnavailable: it has failed, and another thread tries again.
+        """
+        failure = self._reader.failure
+        if not self._lock.acquire(blocking=not failure):
+            raise RegistryUnavailable(failure)
         try:
-            row = self._reader.read(key, value)
-        except ValueError as exc:
-            if self._bad.get(key) != value:
-                self._bad[key] = value
-                metrics.instruments_bad_total.inc()
-                _LOG.warning("%s: %r is left out: %s", INSTRUMENTS_TOPIC, key, exc)
-            return None
-        self._decoded[key] = value, row
-        return row
+            yield
+        finally:
+            self._lock.release()

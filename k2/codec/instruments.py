@@ -18,12 +18,13 @@ import pyarrow as pa
 from k2.codec.decode import WriterSchemas
 from k2.codec.framing import check_datum
 from k2.codec.layout import FRAME_BYTES
+from k2.errors import RegistryUnavailable
 from k2.records import PRICE_PRECISION, PRICE_SCALE
 from k2.schemas import INSTRUMENT_AVRO, INSTRUMENTS
 
 __all__ = ["InstrumentReader", "encode_instruments", "key_of", "table_of"]
 
-#: An id may be registered later; but a registry is not asked for it once a record.
+#: An id may be registered later, and a registry come back; but it is not asked once a record.
 ASK_AGAIN_S = 1.0
 
 _FIELDS = tuple(INSTRUMENTS)
@@ -65,6 +66,9 @@ class InstrumentReader:
         self._schemas = schemas
         self._parsed: dict[int, tuple[Any, dict[str, Any]]] = {}
         self._unknown: dict[int, float] = {}
+        self._failed_at = -math.inf
+        #: Why the registry could not be asked the last time; empty: it could.
+        self.failure = ""
 
     def read(self, key: bytes, value: bytes) -> dict[str, Any]:
         """Return the instrument, with the fields of `INSTRUMENTS`.
@@ -94,7 +98,14 @@ class InstrumentReader:
             now = time.monotonic()
             if now - self._unknown.get(schema_id, -math.inf) < ASK_AGAIN_S:
                 raise ValueError(f"schema id {schema_id} is not registered")
-            schema = self._schemas.get(schema_id)
+            if self.failure and now - self._failed_at < ASK_AGAIN_S:
+                raise RegistryUnavailable(self.failure)
+            try:
+                schema = self._schemas.get(schema_id)
+            except RegistryUnavailable as exc:
+                self.failure, self._failed_at = str(exc), time.monotonic()
+                raise
+            self.failure = ""
             if schema is None:
                 self._unknown[schema_id] = now
                 raise ValueError(f"schema id {schema_id} is not registered")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import importlib
 import io
@@ -28,11 +29,11 @@ from hypothesis import strategies as st
 from k2.cli.feeds import load
 from k2.codec import InstrumentReader, encode_instruments
 from k2.codec.instruments import key_of, table_of
-from k2.errors import FeedError
+from k2.errors import FeedError, RegistryUnavailable
 from k2.feeds.instruments import read_instruments
 from k2.query.formats import Encoder
 from k2.query.rows import Rows
-from k2.registry import FileRegistry
+from k2.registry import FileRegistry, HttpRegistry
 from k2.schemas import INSTRUMENT_AVRO, INSTRUMENTS
 from k2.web.answers import middlewares
 from k2.web.instruments import routes
@@ -300,6 +301,55 @@ def test_what_is_bad_is_left_out_counted_and_logged_once(
     monkeypatch.setattr("k2.codec.instruments.ASK_AGAIN_S", 0.0)
     (found,) = instruments.one("ASX", "RIO").to_pylist()
     assert found == rio
+
+
+async def test_a_registry_that_hangs_holds_up_one_request_and_not_all(
+    module: Any, table: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes connections and says nothing: what is decoded is answered, the rest refused."""
+    questions, asked, over = 0, asyncio.Event(), asyncio.Event()
+
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal questions
+        questions += 1
+        await reader.readuntil(b"\r\n\r\n")
+        if questions == 1:
+            body = orjson.dumps({"schema": orjson.dumps(INSTRUMENT_AVRO).decode()})
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        else:
+            asked.set()
+            await over.wait()
+        writer.close()
+
+    registry = await asyncio.start_server(answer_once, "127.0.0.1", 0)
+    port = registry.sockets[0].getsockname()[1]
+    instruments = module.Instruments(table, HttpRegistry(f"http://127.0.0.1:{port}"))
+    put(table, (b"ASX.BHP", GOOD))
+    assert await asyncio.to_thread(instruments.one, "ASX", "BHP") is not None
+    put(table, (b"ASX.RIO", b"\0\0\0\0\x09" + GOOD[5:]))
+
+    async def refused() -> None:
+        with pytest.raises(RegistryUnavailable, match="/schemas/ids/9: "):
+            await asyncio.to_thread(instruments.rows, None, None)
+
+    monkeypatch.setattr("k2.registry._TIMEOUT_S", 0.2)
+    monkeypatch.setattr("k2.codec.instruments.ASK_AGAIN_S", 60.0)
+    await asyncio.gather(*[refused() for _ in range(3)])
+    assert questions == 2  # only the first of them has asked
+    monkeypatch.setattr("k2.registry._TIMEOUT_S", 60.0)
+    monkeypatch.setattr("k2.codec.instruments.ASK_AGAIN_S", 0.0)
+    asked.clear()
+    again = asyncio.create_task(refused())
+    await asked.wait()
+    async with asyncio.timeout(20):  # it has 60 s
+        for _ in range(8):
+            await refused()
+            assert await asyncio.to_thread(instruments.one, "ASX", "BHP") is not None
+    assert not again.done()
+    over.set()
+    await again
+    assert questions == 3
+    registry.close()
 
 
 def test_rows_are_selected_and_ordered(module: Any, table: Any) -> None:
