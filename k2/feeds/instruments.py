@@ -52,8 +52,15 @@ def read_instruments(path: str | Path, exchange: str) -> tuple[pa.Table, list[Ba
         last line.
 
     Raises:
-        FeedError: the file cannot be read, or its header is of neither form.
+        FeedError: the file cannot be read, or its header is of neither form; or `exchange` is no
+            name that a row could have.
     """
+    try:
+        row_exchange = _exchange(exchange.strip())
+    except ValueError as exc:
+        raise FeedError(f"exchange {exchange!r} {exc}") from exc
+    if not row_exchange:
+        raise FeedError(f"exchange {exchange!r} is empty")
     try:
         data = Path(path).read_bytes()
     except OSError as exc:
@@ -74,7 +81,7 @@ def read_instruments(path: str | Path, exchange: str) -> tuple[pa.Table, list[Ba
                 columns = _columns(path, fields)
                 continue
             try:
-                row = _row(columns, fields, exchange)
+                row = _row(columns, fields, row_exchange)
                 _note(seen, row, lines.line_num)
             except ValueError as exc:
                 bad.append(BadRow(str(path), lines.line_num, str(exc)))

@@ -26,6 +26,7 @@ from faust.types import TP
 from hypothesis import given
 from hypothesis import strategies as st
 
+from k2.cli import cli
 from k2.cli.feeds import load
 from k2.codec import InstrumentReader, encode_instruments
 from k2.codec.instruments import key_of, table_of
@@ -218,6 +219,21 @@ def test_a_file_that_cannot_be_used_is_refused(tmp_path: Path, content: bytes, w
     path.write_bytes(content)
     with pytest.raises(FeedError, match=f"{path}:? ?{why}"):
         read_instruments(path, "ASX")
+
+
+@pytest.mark.parametrize(
+    ("exchange", "why"),
+    [("A.SX", "exchange 'A.SX' has a point"), (" ", "exchange ' ' is empty")],
+)
+def test_an_exchange_is_refused_wherever_it_is_said(
+    tmp_path: Path, exchange: str, why: str
+) -> None:
+    """In a row it is a bad row; for all rows there is nothing to load."""
+    path = tmp_path / "f.csv"
+    path.write_text("symbol\nA\n")
+    options = ["load", "--kind", "instruments", "--exchange", exchange, str(path)]
+    done = CliRunner().invoke(cli, options)
+    assert (done.exit_code, done.stderr) == (2, f"k2: {why}\n")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
