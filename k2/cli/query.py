@@ -6,16 +6,18 @@ from typing import Any
 
 import click
 import orjson
+from pyiceberg.exceptions import NoSuchTableError
 from rich import box
 from rich.table import Table
 
-from k2.cli.output import bounds, console, form_of, opened, ranged, run, write
+from k2.cli.output import bounds, console, form_of, note, opened, ranged, run, write
 from k2.cli.resume import show_paused
+from k2.errors import CatalogUnavailable
 from k2.lake.acceptances import paused
 from k2.lake.catalog import open_catalog
 from k2.query.times import interval_ns, iso
 from k2.schemas import QUOTES, TRADES, Kind
-from k2.settings import load
+from k2.settings import Settings, load
 
 __all__ = ["bars", "quotes", "status", "trades"]
 
@@ -126,12 +128,14 @@ def status(verdicts: bool, as_json: bool) -> None:
     settings = load()
     with opened() as (engine, stop):
         state = engine.status()
-        waiting = run(stop, lambda: paused(open_catalog(settings), settings))
-        state["paused"] = [row["gap_id"] for row in waiting]
+        waiting = run(stop, lambda: _paused(settings))
+        state["paused"] = None if waiting is None else [row["gap_id"] for row in waiting]
         tables = {TRADES: state, QUOTES: state[QUOTES.name]}
         if verdicts:
             for kind, table in tables.items():
                 table["verdicts"] = run(stop, lambda: engine.verdicts(kind, stop))  # noqa: B023
+    if waiting is None:
+        note("no gap ledger: nobody knows what waits (`k2 init` makes it)")
     if as_json:
         click.echo(orjson.dumps(state))
         return
@@ -140,6 +144,16 @@ def status(verdicts: bool, as_json: bool) -> None:
     if waiting:
         show_paused(waiting)
     _show_offsets([source for table in tables.values() for source in table["offsets"]])
+
+
+def _paused(settings: Settings) -> list[dict[str, Any]] | None:
+    """What waits; None: there is no gap ledger, as before a release that has one was started."""
+    try:
+        return paused(open_catalog(settings), settings)
+    except CatalogUnavailable as exc:
+        if isinstance(exc.__cause__, NoSuchTableError):
+            return None
+        raise
 
 
 def _show_facts(state: dict[str, Any]) -> None:

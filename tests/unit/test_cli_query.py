@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from k2.cli import cli
-from k2.lake.catalog import ensure_tables, open_catalog, table_name
+from k2.lake.catalog import ensure_tables, gaps_name, open_catalog, table_name
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source
 from k2.schemas import TRADES
@@ -185,6 +185,23 @@ def test_a_bad_parameter_is_one_line_that_names_it(lake, parameter, arguments):
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"k2: {parameter}: ")
     assert result.stderr.count("\n") == 1
+
+
+def test_status_says_that_there_is_no_gap_ledger(tmp_path):
+    """The rest is shown: tables of a release before the ledger are there all the same."""
+    fill(tmp_path, table(3))
+    settings = Settings(data=tmp_path)
+    catalog = open_catalog(settings)
+    catalog.drop_table(gaps_name(settings))
+    catalog.close()
+    said = "k2: no gap ledger: nobody knows what waits (`k2 init` makes it)\n"
+    result = k2(tmp_path, "status", "--json")
+    assert (result.exit_code, result.stderr) == (0, said)
+    state = orjson.loads(result.stdout)
+    assert (state["rows"], state["paused"]) == (3, None)
+    result = k2(tmp_path, "status")
+    assert (result.exit_code, result.stderr) == (0, said)
+    assert "market.trades" in result.stdout
 
 
 @pytest.mark.parametrize("command", [("trades",), ("bars", "--symbol", "X"), ("status",)])
