@@ -356,6 +356,11 @@ class Settings:
 
     @property
     def exchanges_pausing(self) -> frozenset[str]:
+        """Whose critical findings make their partition wait.
+
+        Like all rules of the sequence check it goes by the exchange that a record names, which may
+        be another one than its topic's: so no name is refused here, not even a misspelt one.
+        """
         policies = dict(self._pairs("on_critical", "continue|pause"))
         for exchange, policy in policies.items():
             _one_of(f"on_critical of {exchange}", policy, ("continue", "pause"))
@@ -363,7 +368,10 @@ class Settings:
 
     @property
     def exchange_silence_limits(self) -> dict[str, tuple[int, int]]:
-        """Seconds for a symbol and for a topic, where one of both is watched."""
+        """Seconds for a symbol and for a topic, where one of both is watched.
+
+        An exchange is its topics here, so it is one of `exchanges`.
+        """
         limits, form = {}, "symbol_seconds:topic_seconds"
         for exchange, text in self._pairs("silence_limits", form):
             symbol, colon, topic = text.partition(":")
@@ -373,6 +381,9 @@ class Settings:
                 raise SettingError(
                     f"silence_limits: '{exchange}={text}': more than a week, {_SILENCE_MAX_S}"
                 )
+            if exchange not in self.exchange_names:
+                known = ", ".join(self.exchange_names)
+                raise SettingError(f"silence_limits: {exchange} is none of exchanges ({known})")
             if int(symbol) or int(topic):
                 limits[exchange] = int(symbol), int(topic)
         return limits

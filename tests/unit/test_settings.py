@@ -42,6 +42,8 @@ def test_unknown_setting_is_refused_by_name() -> None:
         ("K2_ON_CRITICAL", "pause", r"on_critical: 'pause' is not EXCHANGE=continue\|pause"),
         ("K2_SILENCE_LIMITS", "X=10", "silence_limits: 'X=10' is not EXCHANGE=symbol_seconds:"),
         ("K2_SILENCE_LIMITS", "X=1:604801", "'X=1:604801': more than a week, 604800"),
+        ("K2_SILENCE_LIMITS", "ASK=60:5", r"limits: ASK is none of exchanges \(ASX, SIM\)"),
+        ("K2_SILENCE_LIMITS", "ASK=0:0", r"limits: ASK is none of exchanges \(ASX, SIM\)"),
         ("K2_SHUTDOWN_TIMEOUT_MS", "20000", "must be below session_timeout_ms"),
         ("K2_BROKER_SECURITY", "TLS", "broker_security: 'TLS' is none of PLAINTEXT, SSL"),
         ("K2_BROKER_SECURITY", "SASL_SSL", r"\(SASL_SSL\) needs broker_user and broker_password"),
@@ -80,6 +82,7 @@ def test_worker_is_reached_where_it_says(environ: dict[str, str], url: str) -> N
 
 def test_rules_of_an_exchange_are_read_from_pairs() -> None:
     environ = {
+        "K2_EXCHANGES": "ASX,SIM,X",
         "K2_CALENDARS": "ASX=XASX, CME=CMES",
         "K2_SEQUENCES": "X=channel,ASX=symbol",
         "K2_NEVER_RESET": "X, Y",
