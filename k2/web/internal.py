@@ -9,14 +9,14 @@ from typing import NamedTuple
 import pyarrow as pa
 from aiohttp import web
 
-from k2.errors import BadQuery, NotOwner, PeerUnavailable, QueryTooLarge, SchemaMismatch
+from k2.errors import BadQuery, NotOwner, PeerUnavailable, SchemaMismatch
 from k2.query.engine import check_bounds
 from k2.query.fresh import Fresh, Held, choose, decode, encode
 from k2.query.room import Room
 from k2.query.span import Span
 from k2.schemas import GAPS, KINDS, Kind
 from k2.settings import Settings
-from k2.web.peers import Peers, all_of, detail, question
+from k2.web.peers import Peers, all_of, question
 
 __all__ = ["Buffers", "InHand"]
 
@@ -79,13 +79,9 @@ class Buffers:
     async def _of(self, url: str, kind: Kind, span: Span, room: Room) -> Fresh:
         if url == self._peers.own:
             return await self._chosen(kind, span, room)
-        answer = await self._peers.ask(url, PATH, _parameters(kind, span), room)
-        if answer.status == QueryTooLarge.status:
-            raise QueryTooLarge(f"worker {url}: {detail(answer.body)}")
-        if answer.status != 200:
-            raise PeerUnavailable(f"worker {url}: {answer.status}: {detail(answer.body)}")
+        body = await self._peers.ask(url, PATH, _parameters(kind, span), room)
         try:
-            return await asyncio.to_thread(decode, answer.body, kind)
+            return await asyncio.to_thread(decode, body, kind)
         except SchemaMismatch as exc:  # while releases change
             raise PeerUnavailable(f"worker {url}: {exc}") from exc
 

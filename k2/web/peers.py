@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 import orjson
 from aiohttp import web
 
 from k2.app import App
-from k2.errors import NotOwner, PeerUnavailable
+from k2.errors import NotOwner, PeerUnavailable, QueryTooLarge
 from k2.query.room import Room
 from k2.web.params import Parameters
 
-__all__ = ["Answer", "Owners", "Peers", "all_of", "detail", "question"]
+__all__ = ["Owners", "Peers", "all_of", "question"]
 
 FORM = "application/x-www-form-urlencoded"
 ANSWER_TIMEOUT_S = 10.0
@@ -34,14 +34,6 @@ _T = TypeVar("_T")
 
 #: By URL of a worker: topic and partitions, ascending.
 Owners = dict[str, dict[str, list[int]]]
-
-
-class Answer(NamedTuple):
-    """What a worker said; `status` is below 500, and not 421."""
-
-    status: int
-    content_type: str
-    body: bytearray
 
 
 class Peers:
@@ -74,17 +66,6 @@ class Peers:
         self._require_all(found)
         return {url: topics for url, topics in found.items() if topics}
 
-    def owner(self, topic: str, partition: int) -> str:
-        """Return the URL of a partition's owner; it may be `own`.
-
-        Raises:
-            PeerUnavailable: as `owners`.
-        """
-        for url, topics in self.owners().items():
-            if partition in topics.get(topic, ()):
-                return url
-        raise PeerUnavailable(f"{topic}[{partition}]: there is no such partition")
-
     def require_settled(self) -> None:
         """Refuse while nobody knows who owns what.
 
@@ -116,7 +97,7 @@ class Peers:
         path: str,
         params: Mapping[str, str] | None = None,
         room: Room | None = None,
-    ) -> Answer:
+    ) -> bytearray:
         """Put a question to one worker, which reads it by `question`.
 
         Args:
@@ -124,8 +105,8 @@ class Peers:
 
         Raises:
             NotOwner: it says that it does not own what it was asked for.
-            PeerUnavailable: it does not answer in time, or cannot now; names it.
-            QueryTooLarge: there is no room for all of the answer.
+            PeerUnavailable: it does not answer in time, or cannot; names it and says why.
+            QueryTooLarge: there is no room for all of the answer, here or there.
         """
         self.require_settled()
         room = room or Room(ANSWER_BYTES_MAX, f"the most that worker {url} may answer")
@@ -138,35 +119,16 @@ class Peers:
                 async for piece in answer.content.iter_chunked(256 * 1024):
                     room.take(len(piece))
                     body += piece
-                status, content_type = answer.status, answer.content_type
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             why = str(exc) or f"no answer within {ANSWER_TIMEOUT_S:g} s"
             raise PeerUnavailable(f"worker {url}: {why}") from exc
-        if status == 421:
-            raise NotOwner(f"worker {url}: {detail(body)}")
-        if status >= 500:
-            raise PeerUnavailable(f"worker {url}: {status}: {detail(body)}")
-        return Answer(status, content_type, body)
-
-    async def ask_owner(
-        self, topic: str, partition: int, path: str, params: Mapping[str, str] | None = None
-    ) -> Answer:
-        """Ask a partition's owner; if that one says it is not, look again once.
-
-        Raises:
-            PeerUnavailable: nobody can be asked, or the owner does not answer.
-        """
-        asked = self.owner(topic, partition)
-        try:
-            return await self.ask(asked, path, params)
-        except NotOwner as exc:
-            now = self.owner(topic, partition)
-            if now == asked:  # our own map is old, or that worker has not heard yet
-                raise PeerUnavailable(str(exc)) from exc
-        try:
-            return await self.ask(now, path, params)
-        except NotOwner as exc:
-            raise PeerUnavailable(str(exc)) from exc
+        if answer.status == NotOwner.status:
+            raise NotOwner(f"worker {url}: {_detail(body)}")
+        if answer.status == QueryTooLarge.status:
+            raise QueryTooLarge(f"worker {url}: {_detail(body)}")
+        if answer.status != 200:
+            raise PeerUnavailable(f"worker {url}: {answer.status}: {_detail(body)}")
+        return body
 
 
 async def all_of(asking: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
@@ -194,7 +156,7 @@ async def question(request: web.Request, known: tuple[str, ...]) -> Parameters:
         raise web.HTTPRequestTimeout(reason="the question does not come") from None
 
 
-def detail(body: bytes | bytearray) -> str:
+def _detail(body: bytearray) -> str:
     """Why, from an answer in problem+json."""
     try:
         return str(orjson.loads(body)["detail"])

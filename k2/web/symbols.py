@@ -21,7 +21,7 @@ from k2.settings import Settings
 from k2.web.answers import json_answer
 from k2.web.known import Part, answer, decode, encode, part_of
 from k2.web.params import Parameters
-from k2.web.peers import Owners, Peers, all_of, detail, question
+from k2.web.peers import Owners, Peers, all_of, question
 
 __all__ = ["Symbols", "partition_of"]
 
@@ -118,10 +118,7 @@ class Symbols:
             "places": ",".join(f"{topic}:{p}" for topic, p in places),
             "bars": str(bars).lower(),
         }
-        told = await self._peers.ask(url, _INTERNAL, params)
-        if told.status != 200:
-            raise PeerUnavailable(f"worker {url}: {told.status}: {detail(told.body)}")
-        return await asyncio.to_thread(decode, told.body)
+        return await asyncio.to_thread(decode, await self._peers.ask(url, _INTERNAL, params))
 
     async def _known(
         self, places: Collection[Place], exchange: str, symbol: str, bars: bool

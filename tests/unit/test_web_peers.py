@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestServer
 from yarl import URL
 
 from k2.app import App
-from k2.errors import NotOwner, PeerUnavailable, QueryTooLarge
+from k2.errors import BadQuery, K2Error, NotOwner, PeerUnavailable, QueryTooLarge
 from k2.query.room import Room
 from k2.web import peers as peers_module
 from k2.web.answers import middlewares
@@ -30,10 +30,7 @@ def test_every_member_knows_the_owner_of_every_partition() -> None:
     assert set(known) == {"http://a:1", "http://b:2"}
     for topics in known.values():
         assert topics[TRADES] == topics[QUOTES]
-    assert sorted(p for t in known.values() for p in t[TRADES]) == [0, 1, 2, 3]
-    for partition in range(PARTITIONS):
-        url = peers(one).owner(TRADES, partition)
-        assert partition in known[url][TRADES]
+    assert sorted(p for t in known.values() for p in t[TRADES]) == list(range(PARTITIONS))
 
 
 def test_after_a_rebalance_the_map_is_the_new_one() -> None:
@@ -43,7 +40,7 @@ def test_after_a_rebalance_the_map_is_the_new_one() -> None:
     assign(one, two)
     assert len(peers(one).owners()["http://b:2"][TRADES]) == 2
     assign(two)
-    assert peers(two).owner(QUOTES, 3) == "http://b:2" == peers(two).own
+    assert list(peers(two).owners()) == ["http://b:2"] == [peers(two).own]
 
 
 def test_nobody_is_named_while_partitions_are_assigned() -> None:
@@ -53,7 +50,7 @@ def test_nobody_is_named_while_partitions_are_assigned() -> None:
     assign(one)
     one.rebalancing = True
     with pytest.raises(PeerUnavailable, match="http://a:1: the group is rebalancing"):
-        peers(one).owner(TRADES, 0)
+        peers(one).owners()
 
 
 async def test_worker_that_stops_asks_nobody() -> None:
@@ -61,9 +58,10 @@ async def test_worker_that_stops_asks_nobody() -> None:
     one = member("http://a:1")
     assign(one)
     one._stopped.set()
-    for asking in (peers(one).ask("http://b:2", "/"), peers(one).ask_owner(TRADES, 0, "/")):
-        with pytest.raises(PeerUnavailable, match="http://a:1: the worker is stopping"):
-            await asking
+    with pytest.raises(PeerUnavailable, match="http://a:1: the worker is stopping"):
+        await peers(one).ask("http://b:2", "/")
+    with pytest.raises(PeerUnavailable, match="http://a:1: the worker is stopping"):
+        peers(one).owners()
 
 
 def test_two_workers_of_one_url_are_told_from_an_owner() -> None:
@@ -71,14 +69,7 @@ def test_two_workers_of_one_url_are_told_from_an_owner() -> None:
     one, two = member("http://a:1"), member("http://a:1")
     assign(one, two)
     with pytest.raises(PeerUnavailable, match=r"nobody is known to own \[.*K2_ADVERTISE"):
-        peers(one).owner(TRADES, 0)
-
-
-def test_partition_that_no_topic_has() -> None:
-    one = member("http://a:1")
-    assign(one)
-    with pytest.raises(PeerUnavailable, match=r"market.trades.sim\[4\]: there is no such"):
-        peers(one).owner(TRADES, 4)
+        peers(one).owners()
 
 
 Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]
@@ -112,10 +103,10 @@ async def asking() -> AsyncIterator[App]:
 async def test_answer_of_a_peer_comes_as_it_is(asking: App, serve: Serve) -> None:
     async def view(request: web.Request) -> web.Response:
         asked = await question(request, ("of",))
-        return web.json_response({"asked": asked.text("of")}, status=404)
+        return web.json_response({"asked": asked.text("of")})
 
     answer = await peers(asking).ask(await serve(view), "/internal/x", {"of": "SIM.A"})
-    assert answer == (404, "application/json", b'{"asked": "SIM.A"}')
+    assert answer == b'{"asked": "SIM.A"}'
 
 
 async def test_peer_that_fails_or_is_not_there_is_named(
@@ -136,6 +127,26 @@ async def test_peer_that_fails_or_is_not_there_is_named(
     monkeypatch.setattr(peers_module, "ANSWER_TIMEOUT_S", 0.1)
     url = await serve(slow)
     with pytest.raises(PeerUnavailable, match=f"worker {url}: .*"):
+        await peers(asking).ask(url, "/internal/x")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "raised", "said"),
+    [
+        (NotOwner("not mine"), NotOwner, "not mine"),
+        (QueryTooLarge("too much"), QueryTooLarge, "too much"),
+        (BadQuery("of", "who?"), PeerUnavailable, "400: of: who[?]"),
+    ],
+    ids=["not its own", "too large", "not understood"],
+)
+async def test_refusal_of_a_peer_is_told_with_its_reason(
+    asking: App, serve: Serve, refusal: K2Error, raised: type[K2Error], said: str
+) -> None:
+    async def view(request: web.Request) -> web.Response:
+        raise refusal
+
+    url = await serve(view)
+    with pytest.raises(raised, match=f"^worker {url}: {said}$"):
         await peers(asking).ask(url, "/internal/x")
 
 
@@ -167,40 +178,9 @@ async def test_answers_have_a_bound_of_bytes(
 
     url = await serve(large)
     room = Room(2001, "so we say")
-    assert len((await peers(asking).ask(url, "/internal/x", room=room)).body) == 1001
+    assert len(await peers(asking).ask(url, "/internal/x", room=room)) == 1001
     with pytest.raises(QueryTooLarge, match="gathered: 2002 bytes > 2001, so we say"):
         await peers(asking).ask(url, "/internal/x", room=room)
     monkeypatch.setattr(peers_module, "ANSWER_BYTES_MAX", 1000)
     with pytest.raises(QueryTooLarge, match=f"1001 bytes > 1000, the most that worker {url}"):
         await peers(asking).ask(url, "/internal/x")
-
-
-async def test_owner_that_is_none_any_more_is_looked_up_once_again(
-    asking: App, serve: Serve
-) -> None:
-    """As by an asker whose map is older than a rebalance; if it stays so, it is told later."""
-    maps: list[App] = []  # that the asker hears of, one a question
-
-    async def former(request: web.Request) -> web.Response:
-        know(maps.pop(0))
-        raise NotOwner(f"{TRADES}[0] is not mine")
-
-    async def present(request: web.Request) -> web.Response:
-        return web.Response(body=b"here")
-
-    def know(owner: App) -> None:
-        assign(owner)
-        asking.assignor.external_topic_distribution = owner.assignor.external_topic_distribution
-
-    old, older = member(await serve(former)), member(await serve(former))
-    new = member(await serve(present))
-    know(old)
-    maps[:] = [new]
-    answer = await peers(asking).ask_owner(TRADES, 0, "/internal/x")
-    assert answer.body == b"here"
-    for known in ([old], [older, older]):
-        know(old)
-        maps[:] = known
-        with pytest.raises(PeerUnavailable, match=f"worker {known[0].conf.canonical_url}: .*mine"):
-            await peers(asking).ask_owner(TRADES, 0, "/internal/x")
-        assert not maps

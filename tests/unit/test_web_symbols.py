@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -177,6 +177,17 @@ def test_a_key_falls_where_the_producer_puts_it() -> None:
     ]
 
 
+class Owned(dict[TP, Partition]):
+    """A worker's partitions; `missed` is called when it is asked for another."""
+
+    missed: Callable[[], object] = staticmethod(lambda: None)
+
+    def get(self, key: TP, default: Any = None) -> Any:
+        if key not in self:
+            self.missed()
+        return super().get(key, default)
+
+
 class Group:
     """Two workers with web servers, which share the partitions of trades and quotes."""
 
@@ -185,7 +196,7 @@ class Group:
         self.catalog = open_catalog(settings)
         ensure_tables(self.catalog, settings)
         self.apps: list[App] = []
-        self.owned: list[dict[TP, Partition]] = []
+        self.owned: list[Owned] = []
         self.servers: list[TestServer] = []
         self.lanes = {
             kind: Lane(kind, DECODER, Sink(self.catalog, table_name(settings, kind), settings))
@@ -193,7 +204,7 @@ class Group:
         }
         for _ in range(2):
             port = free_port()
-            app, own = member(f"http://127.0.0.1:{port}", settings), dict[TP, Partition]()
+            app, own = member(f"http://127.0.0.1:{port}", settings), Owned()
             views = Symbols(peers(app, partitions), lambda own=own: own, settings)  # type: ignore[misc]
             site = web.Application(middlewares=middlewares())
             site.add_routes(views.routes())
@@ -315,6 +326,22 @@ async def test_a_partition_that_its_owner_does_not_have_is_asked_for_later(two: 
         status, problem = await two.get(asked, "/v1/symbols/SIM/A")
         assert status == 503
         assert f"{TOPIC}[{number}] is not owned here" in problem["detail"]
+
+
+async def test_an_owner_that_is_none_any_more_is_looked_up_again(two: Group) -> None:
+    """As by an asker whose map is older than a rebalance."""
+    asker, former = two.owned
+    asker |= former
+    former.clear()
+    former.missed = lambda: assign(two.apps[0])  # meanwhile it is told
+    number = partition_of("SIM", "A", 4)
+    two.put(TOPIC, number, [("A", DAY, 5, 1, 10 * E8, E8)])
+    assert len(peers(two.apps[0]).owners()) == 2
+    status, known = await two.get(0, "/v1/symbols/SIM/B")  # all partitions are asked for
+    assert status == 404
+    assert len(peers(two.apps[0]).owners()) == 1
+    status, known = await two.get(0, "/v1/symbols/SIM/A")
+    assert (status, known["trade"]["price"]) == (200, "10")
 
 
 async def test_nothing_is_said_while_partitions_are_assigned(two: Group) -> None:
