@@ -117,11 +117,12 @@ class Engine:
         names = tuple(columns or COLUMNS[kind])
         if unknown := [name for name in names if name not in kind.table.names]:
             raise BadQuery("columns", f"no such column: {', '.join(unknown)}")
-        most = self._limit(limit)
+        wanted = (symbols,) if isinstance(symbols, str) else symbols
+        most, span = self._limit(limit), Span(exchange, wanted, start_ns, end_ns)
         schema = pa.schema([kind.table.field(name) for name in names])
         with metrics.query_seconds.labels(resource=kind.name).time():
-            scan = self._scan(kind, exchange, symbols, start_ns, end_ns, stop, fresh)
-            known = self._known(scan, exchange, symbols, start_ns, end_ns, fresh)
+            scan = self._scan(kind, span, stop, fresh)
+            known = self._known(scan, span, fresh)
             if scan.rows_max == 0:
                 return Rows(schema, iter(()), scan.snapshot_id, known=known)
             truncated = scan.rows_max > most and scan.exceeds(most)
@@ -153,11 +154,11 @@ class Engine:
             BadQuery: names the parameter; among others a symbol of several exchanges without one.
             CatalogUnavailable: as for `records`, and so is `fresh`.
         """
-        most = self._limit(limit)
+        most, span = self._limit(limit), Span(exchange, [symbol], start_ns, end_ns)
         with metrics.query_seconds.labels(resource="bars").time():
-            scan = self._scan(TRADES, exchange, symbol, start_ns, end_ns, stop, fresh)
+            scan = self._scan(TRADES, span, stop, fresh)
             statement, step = bars.sql(scan.sql, interval_ns)
-            known = self._known(scan, exchange, symbol, start_ns, end_ns, fresh)
+            known = self._known(scan, span, fresh)
             if scan.rows_max == 0:
                 return Rows(bars.BARS, iter(()), scan.snapshot_id, known=known)
             if exchange is None:
@@ -175,7 +176,7 @@ class Engine:
     def symbols(self, stop: Stop | None = None) -> Rows:
         """Every (exchange, symbol) with trades: count, first and last ts_event (ns), sessions."""
         with metrics.query_seconds.labels(resource="symbols").time():
-            scan = self._scan(TRADES, None, None, None, None, stop)
+            scan = self._scan(TRADES, Span(), stop)
             if scan.rows_max == 0:
                 return Rows(SYMBOLS, iter(()), scan.snapshot_id)
             batches = scan.run(
@@ -272,7 +273,7 @@ class Engine:
     def verdicts(self, kind: Kind, stop: Stop | None = None) -> dict[str, int]:
         """Rows by verdict of the sequence check; reads one column of every file."""
         with metrics.query_seconds.labels(resource="verdicts").time():
-            scan = self._scan(kind, None, None, None, None, stop)
+            scan = self._scan(kind, Span(), stop)
             if scan.rows_max == 0:
                 return {}
             counted = f"SELECT verdict, count(*) FROM ({scan.sql}) GROUP BY ALL ORDER BY 1"
@@ -289,21 +290,10 @@ class Engine:
             raise BadQuery("limit", f"{limit} is outside 1..{most}")
         return most if limit is None else limit
 
-    def _scan(
-        self,
-        kind: Kind,
-        exchange: str | None,
-        symbols: str | Sequence[str] | None,
-        start_ns: int | None,
-        end_ns: int | None,
-        stop: Stop | None,
-        fresh: Fresh | None = None,
-    ) -> Scan:
-        check_bounds(start_ns, end_ns)
-        wanted = (symbols,) if isinstance(symbols, str) else symbols
+    def _scan(self, kind: Kind, span: Span, stop: Stop | None, fresh: Fresh | None = None) -> Scan:
+        check_bounds(span.start_ns, span.end_ns)
         table, rows = self._loaded(kind, fresh)
-        which = (exchange, wanted, start_ns, end_ns)
-        return Scan(self._database, kind, table, *which, stop or Stop(), rows)
+        return Scan(self._database, kind, table, span, stop or Stop(), rows)
 
     def _loaded(self, kind: Kind, fresh: Fresh | None) -> tuple[Pin, pa.Table | None]:
         """The table as it is now, and the rows that it does not have."""
@@ -319,18 +309,9 @@ class Engine:
             )
         return table, fresh.beyond(_next_offsets(table), kind)
 
-    def _known(
-        self,
-        scan: Scan,
-        exchange: str | None,
-        symbols: str | Sequence[str] | None,
-        start_ns: int | None,
-        end_ns: int | None,
-        fresh: Fresh | None,
-    ) -> Known:
+    def _known(self, scan: Scan, span: Span, fresh: Fresh | None) -> Known:
         """What is known of the records of a scan, which has been planned before this is called."""
-        wanted = (symbols,) if isinstance(symbols, str) else symbols
-        span, pin = Span(exchange, wanted, start_ns, end_ns), scan.pin
+        pin = scan.pin
         times = decode_through(pin.said(THROUGH_PROPERTY))
         if fresh is not None:
             times = fresh.through(times)

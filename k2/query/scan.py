@@ -16,6 +16,7 @@ from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO
 from k2.errors import BadQuery, CatalogUnavailable, QueryTooLarge
 from k2.query.index import Bound, Pin
 from k2.query.rows import Stop
+from k2.query.span import Span
 from k2.schemas import Kind
 
 __all__ = ["Scan"]
@@ -34,24 +35,21 @@ class Scan:
         database: duckdb.DuckDBPyConnection,
         kind: Kind,
         pin: Pin,
-        exchange: str | None,
-        symbols: Sequence[str] | None,
-        start_ns: int | None,
-        end_ns: int | None,
+        span: Span,
         stop: Stop,
         fresh: pa.Table | None = None,
     ) -> None:
         """`fresh`: rows of the kind that the snapshot does not have; None: only its own."""
         self._begin(pin, stop)
         # The plan knows microseconds only: it is widened, and ts_event then cuts exactly.
-        self._equal("exchange", exchange)
-        self._among("symbol", symbols)
-        if start_ns is not None:
-            since = Bound("event_time", least=start_ns // 1000)
-            self._also(since, "ts_event >= $start", start_ns)
-        if end_ns is not None:
-            until = Bound("event_time", greatest=(end_ns - 1) // 1000)
-            self._also(until, "ts_event < $end", end_ns)
+        self._equal("exchange", span.exchange)
+        self._among("symbol", span.symbols)
+        if span.start_ns is not None:
+            since = Bound("event_time", least=span.start_ns // 1000)
+            self._also(since, "ts_event >= $start", span.start_ns)
+        if span.end_ns is not None:
+            until = Bound("event_time", greatest=(span.end_ns - 1) // 1000)
+            self._also(until, "ts_event < $end", span.end_ns)
         self._open(database, kind.table)
         if fresh is not None and fresh.num_rows:
             self._add(database, fresh)
