@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import time
-import urllib.parse
-import urllib.request
-from typing import Any
 
 import click
 import orjson
 from rich import box
 from rich.table import Table
 
+from k2.cli.ask import ask
 from k2.cli.output import console, note
-from k2.errors import K2Error
 from k2.query.times import iso
-from k2.settings import load
 
 __all__ = ["silence"]
-
-_TIMEOUT_S = 10.0
 
 
 @click.command()
@@ -35,7 +29,7 @@ def silence(exchange: str | None, url: str | None, as_json: bool) -> None:
     k2 silence --exchange ASX
     k2 silence --url http://127.0.0.1:6067 --json | jq .topics
     """
-    said = _ask(url or load().url, exchange)
+    said = ask(url, "/v1/silence", {"exchange": exchange} if exchange else {})
     if as_json:
         click.echo(orjson.dumps(said))
         return
@@ -58,16 +52,3 @@ def silence(exchange: str | None, url: str | None, as_json: bool) -> None:
         console().print(table)
     elif said["limits"]:
         note("nobody is silent")
-
-
-def _ask(url: str, exchange: str | None) -> dict[str, Any]:
-    if not url.startswith(("http://", "https://")):
-        raise K2Error(f"{url}: not a URL of http or https")
-    query = f"?{urllib.parse.urlencode({'exchange': exchange})}" if exchange else ""
-    place = f"{url.rstrip('/')}/v1/silence{query}"
-    try:
-        with urllib.request.urlopen(place, timeout=_TIMEOUT_S) as answer:
-            said: dict[str, Any] = orjson.loads(answer.read())
-    except (OSError, ValueError) as exc:
-        raise K2Error(f"{place}: {exc}: does a worker run there?") from exc
-    return said

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,15 +11,11 @@ import orjson
 from rich import box
 from rich.table import Table
 
-from k2.cli.output import console, run
-from k2.errors import BadQuery, PeerUnavailable
-from k2.query.rows import Stop
+from k2.cli.ask import ask
+from k2.cli.output import console
 from k2.query.times import iso
-from k2.settings import load
 
 __all__ = ["symbol"]
-
-ANSWER_TIMEOUT_S = 30.0
 
 _SESSION = (
     "session", "trades", "quotes", "open", "high", "low", "close", "vwap", "volume", "notional",
@@ -49,10 +42,8 @@ def symbol(exchange: str, symbol: str, bars: bool, url: str | None, as_json: boo
     k2 symbol ASX BHP
     k2 symbol ASX BHP --json | jq .session.vwap
     """
-    stop = Stop()
     place = "/".join(urllib.parse.quote(part, safe="") for part in (exchange, symbol))
-    where = f"{(url or load().url).rstrip('/')}/v1/symbols/{place}{'?bars=true' if bars else ''}"
-    known = run(stop, lambda: _get(where))
+    known = ask(url, f"/v1/symbols/{place}", {"bars": "true"} if bars else {})
     if as_json:
         click.echo(orjson.dumps(known))
         return
@@ -63,36 +54,6 @@ def symbol(exchange: str, symbol: str, bars: bool, url: str | None, as_json: boo
         _show(f"sequences of {kind}", _SEQUENCES, state)
     if known.get("bars"):
         _list_bars(known["bars"])
-
-
-def _get(url: str) -> dict[str, Any]:
-    """The answer of a worker.
-
-    Raises:
-        BadQuery: nobody knows the symbol, or what is asked is impossible.
-        PeerUnavailable: the worker cannot be reached, or cannot answer now.
-    """
-    if not url.startswith(("http://", "https://")):
-        raise BadQuery("url", f"{url!r} is not http(s)://host[:port]")
-    try:
-        with urllib.request.urlopen(url, timeout=ANSWER_TIMEOUT_S) as answer:
-            return dict(orjson.loads(answer.read()))
-    except urllib.error.HTTPError as refused:
-        with refused:
-            detail = _detail(refused.read()) or str(refused)
-        if refused.code < 500:
-            raise BadQuery("symbol", detail) from refused
-        raise PeerUnavailable(f"{url}: {detail}") from refused
-    except (OSError, http.client.HTTPException, orjson.JSONDecodeError) as exc:
-        reason = getattr(exc, "reason", exc)
-        raise PeerUnavailable(f"{url}: {reason}: is a worker running there?") from exc
-
-
-def _detail(body: bytes) -> str:
-    try:
-        return str(orjson.loads(body)["detail"])
-    except (ValueError, KeyError, TypeError):
-        return ""
 
 
 def _show(title: str, names: Sequence[str], values: Mapping[str, Any] | None) -> None:
