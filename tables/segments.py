@@ -16,11 +16,9 @@ from zlib import crc32
 
 import pyarrow as pa
 
-from k2.sequence import Key, SymbolState
+from k2.sequence import Key, Symbols, SymbolState
 
 __all__ = ["BUCKETS", "SEGMENT_BYTES_MAX", "Name", "Segments", "Symbols", "bucket", "unpack"]
-
-Symbols = dict[Key, SymbolState]
 
 #: Of a segment within an epoch; the first part says what kind of segment it is.
 Name = tuple[str | int, ...]

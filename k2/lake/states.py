@@ -23,7 +23,7 @@ from k2.errors import CatalogUnavailable
 from k2.lake.catalog import load_table, table_name
 from k2.lake.offsets import Source
 from k2.schemas import TRADES, Kind
-from k2.sequence import Rules, SymbolState, check
+from k2.sequence import Key, Rules, Symbols, SymbolState, check
 from k2.settings import Settings
 
 __all__ = ["committed", "count", "inherit", "rebuild"]
@@ -35,8 +35,6 @@ _ALWAYS = _iceberg.AlwaysTrue()
 BATCH_ROWS = 128 * 1024
 _COLUMNS = ("exchange", "symbol", "sequence", "ts_event", "ts_recv", "kafka_offset")
 _SCHEMA = pa.schema([TRADES.batch.field(name) for name in _COLUMNS])  # alike in all kinds
-
-Symbols = dict[tuple[str, str], SymbolState]
 
 
 def inherit(
@@ -94,7 +92,7 @@ def rebuild(
     settings: Settings,
     kind: Kind,
     source: Source,
-    states: Mapping[tuple[str, str], SymbolState],
+    states: Mapping[Key, SymbolState],
     first: int,
     end: int,
     rules: Rules,

@@ -1,6 +1,6 @@
 """The sequence check: did every trade of a symbol arrive, and which did not?"""
 
-from k2.sequence.check import Checked, Key, check
+from k2.sequence.check import Checked, Key, Symbols, check
 from k2.sequence.fold import EARLIER_MAX
 from k2.sequence.ledger import Change, gap_rows, stop
 from k2.sequence.rules import LIMITS, SEVERITIES, Rules, severity
@@ -19,6 +19,7 @@ __all__ = [
     "Rules",
     "Run",
     "SymbolState",
+    "Symbols",
     "check",
     "gap_rows",
     "header_columns",

@@ -24,10 +24,11 @@ from k2.sequence.rows import Rows
 from k2.sequence.rules import Rules
 from k2.sequence.state import HEADER_BYTES, Chain, Memory, SymbolState, header_columns
 
-__all__ = ["Checked", "Key", "check"]
+__all__ = ["Checked", "Key", "Symbols", "check"]
 
 #: Exchange and symbol; the symbol is empty where a channel has one counter for all.
 Key = tuple[str, str]
+Symbols = dict[Key, SymbolState]
 
 Flags = npt.NDArray[np.bool_]
 Int64s = npt.NDArray[np.int64]
@@ -50,7 +51,7 @@ class Checked:
     verdicts: npt.NDArray[np.uint8]
     sessions: Int32s
     changes: list[Change]
-    states: dict[Key, SymbolState]
+    states: Symbols
     replayed: Flags
 
 
@@ -130,7 +131,7 @@ def check(
 
     rows = Rows(sequences, times, received, days, sessions, offsets, outside)
     changes: list[Change] = []
-    after: dict[Key, SymbolState] = {}
+    after: Symbols = {}
     verdicts = np.zeros(n, np.uint8)
     if keys:
         verdicts[by_key] = OK
@@ -158,7 +159,7 @@ def _settle(
     keys: list[Key],
     before: list[SymbolState],
     headers: npt.NDArray[np.void],
-    after: dict[Key, SymbolState],
+    after: Symbols,
 ) -> tuple[Flags, Flags]:
     """Put the states of those keys into `after` whose rows simply continue.
 
