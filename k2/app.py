@@ -48,6 +48,7 @@ class App(faust.App):
     batch_source: BatchSource  # set by the agents' module, read by the transport
 
     async def on_first_start(self) -> None:
+        self.conf.datadir.mkdir(parents=True, exist_ok=True)  # Faust makes only the last part
         await super().on_first_start()
         # Batches are large and short-lived: the default pool gives their pages back and faults
         # them in again, which is a third of a worker's processor time.
@@ -101,9 +102,7 @@ def _end(deadline_s: float) -> None:
 
 
 def create_app(settings: Settings) -> App:
-    """Make the app and its data folder; nothing is started and no broker asked."""
-    tables = settings.data / "tables"
-    tables.mkdir(parents=True, exist_ok=True)  # Faust makes only the last part of its path
+    """Make the app; nothing is started, no folder made, and no broker asked."""
     created = App(
         settings.group,
         broker=";".join(f"k2://{address.strip()}" for address in settings.broker.split(",")),
@@ -112,7 +111,7 @@ def create_app(settings: Settings) -> App:
         origin="k2",
         store="k2://",
         TableManager=PatientTables,
-        datadir=str(tables / settings.worker),
+        datadir=str(settings.data / "tables" / settings.worker),
         topic_partitions=settings.partitions,
         topic_replication_factor=settings.replication,
         topic_disable_leader=True,

@@ -1,4 +1,4 @@
-"""The app's stop has a deadline: a worker that hangs while it stops ends all the same."""
+"""The app makes its folder when it starts; a worker that hangs while it stops ends all the same."""
 
 from __future__ import annotations
 
@@ -21,6 +21,26 @@ faust.App.stop = hang
 k2_app.STOP_MARGIN_S = 0.1
 asyncio.run(k2_app.app.stop())
 """
+
+
+IMPORTED = """
+import asyncio
+from k2.app import app
+
+print(app.settings.data.exists())
+asyncio.run(app.on_first_start())
+print(app.conf.tabledir.is_dir())
+"""
+
+
+def test_import_of_the_app_makes_no_folder_and_its_start_does(tmp_path: Path) -> None:
+    data = tmp_path / "some" / "data"
+    env = dict(os.environ, K2_DATA=str(data), K2_WORKER="w")
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "False\nTrue\n", done.stderr
+    assert [path.name for path in (data / "tables").iterdir()] == ["w"]
 
 
 @pytest.mark.slow
