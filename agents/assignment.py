@@ -78,9 +78,12 @@ class Partition:
         self.seek, self.fetches = seek, 0
         return self.next_offset, seek
 
-    def take_segments(self) -> tuple[dict[Name, bytes], int]:
-        """The segments of states that changed since the last time, and how many there are."""
-        self.live.take()
+    def take_segments(self, *, last: bool) -> tuple[dict[Name, bytes], int]:
+        """The segments of states that changed since the last time, and how many there are.
+
+        What is known live is taken too, where it is due, or this is the last checkpoint.
+        """
+        self.live.take(last=last)
         return self.sequences.take(), len(self.sequences)
 
 
@@ -147,9 +150,11 @@ class Assignment:
                 watermark = stored
             assert watermark is not None  # a state without one is unfit
             epoch = epoch_after(before.epoch if before else None)
-            whole = before if basis is None and source in records.offsets else None
+            # Not where the states begin anew: these stored ones are of another log or table.
+            goes_on = source in records.offsets and (basis is None or basis[1])
+            whole = before if goes_on else None
             live = await resume(
-                self._app, self._lake, lane, source, epoch, whole, symbols, watermark, records
+                self._app, self._lake, lane, source, epoch, whole, watermark, records
             )
             found[tp] = Partition(
                 source=source,

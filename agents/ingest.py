@@ -299,8 +299,11 @@ class Ingest:
                 self._drop()
                 await self.app.consumer.rejoin()
 
-    async def flush(self) -> None:
+    async def flush(self, *, last: bool = False) -> None:
         """Commit what is buffered, checkpoint the states, mark the offsets durable.
+
+        Args:
+            last: write also what is known live and not due yet, of partitions at rest too.
 
         Raises:
             Fenced: another worker owns a partition; what is not yet committed is read again.
@@ -308,9 +311,14 @@ class Ingest:
         """
         async with self._committing:
             taken = self._buffer.take()
-            owned = {tp: (self._partitions[tp], end) for tp, end in taken.next_offsets.items()}
+            ends = dict(taken.next_offsets)
+            if last:
+                resting = {tp: p for tp, p in self._partitions.items() if tp not in ends}
+                # Without an event nothing can be written, and nothing came.
+                ends |= {tp: p.accepted for tp, p in resting.items() if p.live.pending and p.event}
+            owned = {tp: (self._partitions[tp], end) for tp, end in ends.items()}
             # As they are now: while the commit runs, rows behind it change them.
-            segments = {tp: partition.take_segments() for tp, (partition, _) in owned.items()}
+            segments = {tp: p.take_segments(last=last) for tp, (p, _) in owned.items()}
             through = seen(self._partitions, self.app.consumer.ends, self.settings.partitions)
             told = {tp: max(end, partition.told) for tp, (partition, end) in owned.items()}
             try:
@@ -326,7 +334,7 @@ class Ingest:
             async with asyncio.timeout(self.settings.shutdown_timeout_ms / 1000.0):
                 while self._tasks:
                     await asyncio.wait(set(self._tasks))
-                await self.flush()
+                await self.flush(last=True)
         except TimeoutError:
             log.warning(
                 "flush not finished within %d ms: dropping %d rows, to be read again",

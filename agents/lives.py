@@ -8,12 +8,11 @@ from k2.agents.lake import Lake
 from k2.agents.lane import Lane
 from k2.tables import symbols as table
 from k2.tables.epochs import Stored
-from k2.tables.segments import Symbols
 
 from k2.app import App
-from k2.lake.lives import gather
+from k2.lake.lives import gather, gather_newest
 from k2.lake.offsets import Carried, Source
-from k2.live import Live, stored_whole
+from k2.live import Live, stored
 from k2.live.segments import Name
 
 __all__ = ["resume"]
@@ -29,38 +28,41 @@ async def resume(
     lane: Lane,
     source: Source,
     epoch: str,
-    stored: Stored | None,
-    states: Symbols,
+    before: Stored | None,
     watermark: int,
     records: Carried,
 ) -> Live:
     """Return what is known live of a partition.
 
-    Stored segments are gone on with where they say what the states of the sequence check say.
-    Else the kind's table tells it, of all logs of the partition: a new one is often sent again what
-    a former one held, and these records are duplicates then.
+    Stored segments are gone on with from their own mark, which is some seconds old: what the
+    kind's table has behind it is read there, by its offsets. Where nothing is stored the table
+    tells all of it, of all logs of the partition: a new one is often sent again what a former one
+    held, and these records are duplicates then.
 
     Args:
         epoch: that the partition is about to write.
-        stored: of the epoch before; None: it is not gone on with.
-        states, watermark: of the sequence check, and where it goes on.
+        before: the epoch before; None: it is not gone on with.
+        watermark: where the sequence check goes on.
         records: what the kind's table carries.
     """
-    former = stored.epoch if stored is not None else epoch
+    former = before.epoch if before is not None else epoch
 
     def read(name: Name, copied: bool) -> bytes | None:
         return table.get(source, former if copied else epoch, name)
 
-    ahead = any(state.offset >= watermark for state in states.values())
-    if stored is not None and not ahead and stored_whole(stored.segments, watermark, bool(states)):
-        return Live(lane.kind, watermark, read, stored.segments)
-    offsets = {
-        each: records.offsets[source] if each == source else _EVERY_OFFSET
+    what = (lane.sink.catalog, app.settings, lane.kind)
+    end = records.offsets.get(source, watermark)
+    segments = stored(before.segments) if before is not None else None
+    if segments is not None and segments.end <= end:
+        since = {source: (segments.end, end)}
+        piece = await lake.patiently(gather, *what, since) if segments.end < end else None
+        return Live(lane.kind, end, read, segments, piece)
+    logs = {
+        each: (0, end if each == source else _EVERY_OFFSET)
         for each in records.offsets
         if (each.topic, each.partition) == (source.topic, source.partition)
     }
-    what = (lane.sink.catalog, app.settings, lane.kind, offsets)
-    piece = await lake.patiently(gather, *what)
+    piece = await lake.patiently(gather_newest, *what, logs)
     if piece.latest.num_rows:
         log.warning(
             "%s: what is known live of %d symbols is made from the %s table",
@@ -68,4 +70,4 @@ async def resume(
             piece.latest.num_rows,
             lane.kind.name,
         )
-    return Live(lane.kind, offsets.get(source, watermark), read, None, piece)
+    return Live(lane.kind, end, read, None, piece)

@@ -137,17 +137,20 @@ class Writer:
             # A partition that was taken away while the commit ran belongs to its new owner.
             if assigned.get(tp) is partition:
                 changed, count = segments[tp]
-                live = await _live(tp, partition, end, assigned)
-                if live is None:
-                    continue
-                partition.live.written(live)
+                removed: list[Name] = []
+                if partition.live.taken:
+                    live = await _live(tp, partition, end, assigned)
+                    if live is None:
+                        continue
+                    partition.live.written(live)
+                    changed, removed = changed | live.changed, live.removed
                 await symbols.checkpoint(
                     partition.source,
                     partition.epoch,
                     partition.event,
-                    changed | live.changed,
-                    live.removed,
-                    count + len(live.families),
+                    changed,
+                    removed,
+                    count + partition.live.count,
                     end,
                     partition.former,
                     self._app.settings.shutdown_timeout_ms / 1000.0,

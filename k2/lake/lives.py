@@ -1,12 +1,12 @@
 """What is known live of symbols, as the table of a kind tells it: where no checkpoint does.
 
-Only the sessions that are some symbol's newest are read, in batches; the former ones only for
-which sessions these are.
+Mostly a few seconds' worth of rows, behind what is stored. Where nothing is, the sessions that are
+some symbol's newest are read; the former ones only for which sessions these are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
 from typing import Any
 
@@ -22,7 +22,7 @@ from k2.live import BARS, BARS_AGE_MAX_NS, LATEST, Piece, aggregate, merge
 from k2.schemas import Kind
 from k2.settings import Settings
 
-__all__ = ["gather"]
+__all__ = ["Logs", "gather", "gather_newest"]
 
 #: Untyped: the annotations of these pydantic classes know their keywords only.
 _iceberg: Any = pyiceberg.expressions
@@ -30,42 +30,51 @@ _iceberg: Any = pyiceberg.expressions
 BATCH_ROWS = 128 * 1024
 
 
-def gather(
-    catalog: Catalog, settings: Settings, kind: Kind, offsets: Mapping[Source, int]
-) -> Piece:
-    """Return what the committed rows of a partition say of its symbols.
+#: Of each log the rows that count: from an offset on, and below another one.
+Logs = Mapping[Source, tuple[int, int]]
+
+
+def gather(catalog: Catalog, settings: Settings, kind: Kind, logs: Logs) -> Piece:
+    """Return what committed rows of a partition say of its symbols.
 
     Args:
         settings: `query_memory_max` for the reading.
         kind: what the partition holds.
-        offsets: of each log that it had, the offset below which rows count.
+        logs: that it had.
 
     Raises:
         CatalogUnavailable: the table or a data file cannot be read.
     """
     collected = _Collected(kind)
-    for source, end in offsets.items():
-        sessions = _newest(catalog, settings, kind, source, end)
+    for source, (first, end) in logs.items():
+        with committed(catalog, settings, kind, source, first, end) as select:
+            if select is not None:
+                collected.read(select, "")
+    return collected.piece()
+
+
+def gather_newest(catalog: Catalog, settings: Settings, kind: Kind, logs: Logs) -> Piece:
+    """The same of the sessions only that are the newest of a symbol.
+
+    Raises:
+        CatalogUnavailable: the table or a data file cannot be read.
+    """
+    collected = _Collected(kind)
+    for source, (first, end) in logs.items():
+        sessions = _newest(catalog, settings, kind, source, first, end)
         also = _iceberg.In("session", sessions)
-        with committed(catalog, settings, kind, source, 0, end, also) as select:
-            if select is None or not sessions:
-                continue
-            days = ", ".join(f"DATE '{day}'" for day in sorted(sessions))
-            columns = ", ".join(f'"{name}"' for name in (*kind.batch.names, "session"))
-            rows = select(columns, f"AND session IN ({days})")
-            for batch in rows.to_arrow_reader(BATCH_ROWS):
-                arrays = [batch.column(field.name).cast(field.type) for field in kind.batch]
-                days_of = batch.column("session").cast(pa.date32()).cast(pa.int32()).to_numpy()
-                table = pa.table(arrays, schema=kind.batch)
-                collected.add(aggregate(kind, table, days_of, np.ones(len(days_of), np.bool_)))
+        with committed(catalog, settings, kind, source, first, end, also) as select:
+            if select is not None and sessions:
+                days = ", ".join(f"DATE '{day}'" for day in sorted(sessions))
+                collected.read(select, f"AND session IN ({days})")
     return collected.piece()
 
 
 def _newest(
-    catalog: Catalog, settings: Settings, kind: Kind, source: Source, end: int
+    catalog: Catalog, settings: Settings, kind: Kind, source: Source, first: int, end: int
 ) -> set[date]:
     """The sessions that are the newest of a symbol."""
-    with committed(catalog, settings, kind, source, 0, end) as select:
+    with committed(catalog, settings, kind, source, first, end) as select:
         if select is None:
             return set()
         newest = select("max(session)", "GROUP BY exchange, symbol").fetchall()
@@ -80,6 +89,15 @@ class _Collected:
         self._whole = Piece(LATEST[kind].schema.empty_table(), BARS.schema.empty_table())
         self._new: list[Piece] = []
         self._rows = 0
+
+    def read(self, select: Callable[[str, str], Any], also: str) -> None:
+        kind = self._kind
+        columns = ", ".join(f'"{name}"' for name in (*kind.batch.names, "session"))
+        for batch in select(columns, also).to_arrow_reader(BATCH_ROWS):
+            arrays = [batch.column(field.name).cast(field.type) for field in kind.batch]
+            days = batch.column("session").cast(pa.date32()).cast(pa.int32()).to_numpy()
+            table = pa.table(arrays, schema=kind.batch)
+            self.add(aggregate(kind, table, days, np.ones(len(days), np.bool_)))
 
     def add(self, piece: Piece) -> None:
         self._new.append(piece)

@@ -13,9 +13,15 @@ import pyarrow as pa
 
 from k2.schemas import QUOTES, TRADES, Kind
 
-__all__ = ["BARS", "BAR_NS", "FIRST", "LATEST", "NOTIONAL", "VOLUME", "Form"]
+__all__ = [
+    "AHEAD_MAX_NS", "BARS", "BAR_NS", "FIRST", "LATEST", "NOTIONAL", "TEXT_MAX", "VOLUME", "Form",
+]  # fmt: skip
 
 BAR_NS = 60_000_000_000
+#: A record whose minute is further ahead of that in which the feed received it is in no bar.
+AHEAD_MAX_NS = 1440 * BAR_NS
+#: Characters of a last record's string, but for the keys: with all four of them a row is small.
+TEXT_MAX = 1024
 
 FIRST = ("first_ts", "first_sequence", "first_offset")
 VOLUME = tuple(f"volume_{i}" for i in range(2))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from k2.live.forms import BARS, LATEST, Form
-from k2.live.packed import through, unpack
+from k2.live.packed import unpack
 from k2.live.pieces import Piece, merge
 from k2.live.segments import (
     BARS_AGE_MAX_NS,
@@ -19,21 +20,29 @@ from k2.live.segments import (
     Name,
     Writing,
 )
+from k2.live.stored import MARK, Stored, mark
 from k2.schemas import TRADES, Kind
 
-__all__ = ["Asked", "Live", "stored_whole"]
+__all__ = ["LIVE_WRITE_S", "Asked", "Live"]
 
-#: So many pieces are merged into one.
+#: What came is written when its first piece is so old: what a crash leaves to be read again from
+#: the table is a few seconds' worth of rows, however long that table is.
+LIVE_WRITE_S = 10.0
+#: Or when the pieces have so many rows: some 170 bytes of memory each.
+PIECES_ROWS_MAX = 128 * 1024
+#: More pieces, and the newest are merged into one, MERGED_MIN at least.
 PIECES_MAX = 8
+MERGED_MIN = 4
 
 #: Reads a segment: of the epoch that this one follows, if told so, else of its own.
 Read = Callable[[Name, bool], bytes | None]
 
 
 class Live:
-    """Segments in the table of symbols, and the pieces that came since the last checkpoint.
+    """Segments in the table of symbols, and the pieces that came since these were written.
 
-    On the event loop, but for what is said to belong into a thread. Memory: the pieces.
+    Not every checkpoint writes them: see `take`. On the event loop, but for what is said to belong
+    into a thread. Memory: the pieces.
     """
 
     def __init__(
@@ -41,44 +50,61 @@ class Live:
         kind: Kind,
         offset: int,
         read: Read,
-        segments: Mapping[Name, bytes] | None = None,
-        rebuilt: Piece | None = None,
+        stored: Stored | None = None,
+        gathered: Piece | None = None,
     ) -> None:
         """Go on at an offset: records below it count already.
 
         Args:
             read: of the table of symbols.
-            segments: all that there are of the epoch before, those of other kinds too.
-            rebuilt: in place of segments, what the records below `offset` say.
+            stored: what counts of the epoch before.
+            gathered: what the records from `stored.end` to `offset` say; all below `offset`, where
+                nothing is stored.
         """
         self.kind, self.offset, self.next_offset = kind, offset, offset
         self._read = read
-        self._families = Families(segments or {})
+        self._families = stored.families if stored is not None else Families()
         self._copied = frozenset(self._families.all_names())  # not in this epoch yet
+        self._begun = False  # whether this epoch has a mark
         self._pieces: list[Piece] = []
-        self._taken: list[Piece] = []
+        self._taken: list[Piece] | None = None
+        self._since_s = 0.0  # when the first of the pieces came
         self._newest_ns: int | None = None
-        recent = [unpack(BARS, (segments or {})[name]) for name in self._families.names(RECENT)]
-        self._see(recent)
-        if rebuilt is not None:
-            self._see([rebuilt.bars])
-            self._pieces.append(rebuilt)
+        self._see([unpack(BARS, self._segment(name)) for name in self._families.names(RECENT)])
+        if gathered is not None:
+            self._keep(gathered)
 
     def add(self, piece: Piece, next_offset: int) -> None:
         """Take what a batch says; the records below `next_offset` count then."""
         self.next_offset = max(self.next_offset, next_offset)
+        self._keep(piece)
+
+    def _keep(self, piece: Piece) -> None:
         if piece.latest.num_rows:
             self._see([piece.bars])
+            if not self._pieces:
+                self._since_s = time.monotonic()
             self._pieces.append(piece)
 
     def crowded(self) -> list[Piece]:
         """Pieces to be merged into one, in a thread; none, as long as they are few."""
-        return list(self._pieces) if len(self._pieces) >= PIECES_MAX else []
+        if len(self._pieces) < PIECES_MAX:
+            return []
+        # What is large already is left alone: so no row is merged again and again.
+        first, rows = len(self._pieces), 0
+        while first and (
+            len(self._pieces) - first < MERGED_MIN or _rows(self._pieces[first - 1]) <= rows
+        ):
+            first -= 1
+            rows += _rows(self._pieces[first])
+        return self._pieces[first:]
 
     def condense(self, pieces: Sequence[Piece], merged: Piece) -> None:
         """Keep what pieces say together in their place, unless a checkpoint took them."""
-        if self._pieces[:1] and self._pieces[0] is pieces[0]:
-            self._pieces[: len(pieces)] = [merged]
+        for first, piece in enumerate(self._pieces):
+            if piece is pieces[0]:
+                self._pieces[first : first + len(pieces)] = [merged]
+                return
 
     def merged(self, pieces: Sequence[Piece]) -> Piece:
         """What pieces say together; in a thread."""
@@ -87,25 +113,52 @@ class Live:
             merge(BARS, [piece.bars for piece in pieces]),
         )
 
-    def take(self) -> None:
-        """What came so far is what `writing` is about."""
-        self._taken, self._pieces = self._taken + self._pieces, []
+    @property
+    def pending(self) -> bool:
+        """Whether something came that is not written."""
+        return bool(self._pieces)
+
+    def take(self, *, last: bool = False) -> None:
+        """What came so far is what this checkpoint writes, if it is due, or the last one.
+
+        Due are an epoch's first checkpoint, pieces of LIVE_WRITE_S, and PIECES_ROWS_MAX rows.
+        """
+        due = last or not self._begun or time.monotonic() - self._since_s >= LIVE_WRITE_S
+        if not self._begun or (
+            self._pieces and (due or sum(map(_rows, self._pieces)) >= PIECES_ROWS_MAX)
+        ):
+            self._taken, self._pieces = [*(self._taken or ()), *self._pieces], []
+
+    @property
+    def count(self) -> int:
+        """How many segments there are in this epoch, the mark among them."""
+        return len(self._families.all_names()) + 1
+
+    @property
+    def taken(self) -> bool:
+        """Whether there is something to be written."""
+        return self._taken is not None
 
     def writing(self, end: int) -> Writing:
         """What a checkpoint at offset `end` writes of what was taken; in a thread."""
-        # A rebuilt partition may count records that a checkpoint before the table's end does not.
-        found = Writing(self._families, self._segment, max(end, self.offset))
+        # What was gathered may count records that a checkpoint before the table's end does not.
+        end = max(end, self.offset)
+        found = Writing(self._families, self._segment, end)
         if self._taken:
             form = LATEST[self.kind]
             found.add(LATEST_SEGMENTS, form, merge(form, [piece.latest for piece in self._taken]))
             if self.kind is TRADES:
                 found.add_bars(piece.bars for piece in self._taken)
         found.copy(self._copied)
+        if self._copied:
+            found.removed = []  # of the epoch before: it goes as a whole
+        found.changed[MARK] = mark(end, found.families)
         return found
 
     def written(self, writing: Writing) -> None:
         """It is in the table: call it in the same turn of the event loop."""
-        self._families, self._copied, self._taken = writing.families, frozenset(), []
+        self._families, self._copied, self._taken = writing.families, frozenset(), None
+        self._begun = True
 
     def ask(self, exchange: str, symbol: str, bars: bool) -> Asked:
         """Put together what is known of a symbol now; its answer is made in a thread."""
@@ -114,7 +167,7 @@ class Live:
             families += [family for family in self._families if family != LATEST_SEGMENTS]
         names = [self._families.name_for(family, exchange, symbol) for family in families]
         stored = [None if name is None else self._segment(name) for name in names]
-        pieces = [*self._taken, *self._pieces]
+        pieces = [*(self._taken or ()), *self._pieces]
         oldest_ns = None if self._newest_ns is None else self._newest_ns - BARS_AGE_MAX_NS
         return Asked(self.kind, exchange, symbol, stored, pieces, self.next_offset, oldest_ns)
 
@@ -167,18 +220,5 @@ class Asked:
         return rows.filter(pc.and_(own, pc.equal(rows.column("exchange"), self.exchange)))
 
 
-def stored_whole(segments: Mapping[Name, bytes], watermark: int, expected: bool) -> bool:
-    """Whether segments can be gone on with.
-
-    Args:
-        segments: of an epoch, those of other kinds too.
-        watermark: the epoch's mark; a segment ahead of it comes of a checkpoint cut short.
-        expected: whether symbols are known, so that there is something to be stored.
-
-    Returns:
-        False: a segment is ahead, so records behind the mark would count twice; or there is none.
-    """
-    families = Families(segments)
-    if expected and LATEST_SEGMENTS not in families:
-        return False
-    return all(through(segments[name]) <= watermark for name in families.all_names())
+def _rows(piece: Piece) -> int:
+    return int(piece.latest.num_rows + piece.bars.num_rows)

@@ -14,7 +14,17 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from k2.live.forms import BAR_NS, BARS, FIRST, LATEST, NOTIONAL, VOLUME, Form
+from k2.live.forms import (
+    AHEAD_MAX_NS,
+    BAR_NS,
+    BARS,
+    FIRST,
+    LATEST,
+    NOTIONAL,
+    TEXT_MAX,
+    VOLUME,
+    Form,
+)
 from k2.live.groups import Groups, Int64s, Places, codes
 from k2.live.limbs import carried, product, split
 from k2.schemas import TRADES, Kind
@@ -35,6 +45,9 @@ class Piece:
 
 def aggregate(kind: Kind, rows: pa.Table, sessions: npt.NDArray[np.int32], counted: Flags) -> Piece:
     """Return what a batch says of its symbols.
+
+    A record that is far ahead of its own `ts_recv` (AHEAD_MAX_NS) is in no bar, and counts in its
+    session.
 
     Args:
         kind: of the records.
@@ -57,7 +70,7 @@ def aggregate(kind: Kind, rows: pa.Table, sessions: npt.NDArray[np.int32], count
     }
     if kind is not TRADES:
         last, columns = _reduce(form, [exchange, symbol], {**single, **_named(form, place)})
-        return Piece(_table(form, rows, last, columns), BARS.schema.empty_table())
+        return Piece(_cut(_table(form, rows, last, columns)), BARS.schema.empty_table())
     price, size = (_unscaled(rows.column(name)) for name in ("price", "size"))
     single |= dict.fromkeys(("open", "high", "low", "close"), price)
     single |= zip(VOLUME, split(size), strict=True)
@@ -69,10 +82,17 @@ def aggregate(kind: Kind, rows: pa.Table, sessions: npt.NDArray[np.int32], count
     # What the minutes say together is what the session says.
     minutes = {**bars, **_named(form, [bars[name] for name in BARS.last])}
     last, columns = _reduce(form, [exchange[of_bar], symbol[of_bar]], minutes)
-    return Piece(
-        _table(form, rows, of_bar[last], columns),
-        _table(BARS, rows, of_bar, bars),
-    )
+    latest = _cut(_table(form, rows, of_bar[last], columns))
+    kept = minute - rows.column("ts_recv").to_numpy() // BAR_NS <= AHEAD_MAX_NS // BAR_NS
+    if not kept.all():
+        # One clock that is years ahead would push the bars of all other symbols out.
+        if not kept.any():
+            return Piece(latest, BARS.schema.empty_table())
+        left = np.flatnonzero(kept)
+        single = {name: column[left] for name, column in single.items()}
+        of_bar, bars = _reduce(BARS, [column[left] for column in keys], single)
+        of_bar = left[of_bar]
+    return Piece(latest, _table(BARS, rows, of_bar, bars))
 
 
 def merge(form: Form, tables: Sequence[pa.Table]) -> pa.Table:
@@ -129,6 +149,17 @@ def _table(form: Form, rows: pa.Table, last: Places, columns: Columns) -> pa.Tab
         for name in form.schema.names
     ]
     return pa.table(arrays, schema=form.schema)
+
+
+def _cut(latest: pa.Table) -> pa.Table:
+    """The same with no string longer than `TEXT_MAX`; the keys are never cut."""
+    for place, field in enumerate(latest.schema):
+        if field.type == pa.string() and field.name not in ("exchange", "symbol"):
+            longest = pc.max(pc.binary_length(latest.column(place))).as_py()  # bytes
+            if longest is not None and longest > TEXT_MAX:
+                cut = pc.utf8_slice_codeunits(latest.column(place), 0, TEXT_MAX)
+                latest = latest.set_column(place, field, cut)
+    return latest
 
 
 def _named(form: Form, place: Sequence[Int64s]) -> dict[str, Int64s]:

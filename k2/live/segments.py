@@ -8,22 +8,21 @@ Three families of them:
 So a checkpoint writes few bytes while one minute runs, and few records where a day of history is
 read in a second. Recent bars move into their hours as they become many.
 
-A segment has the symbols of one residue of their hash; its name is its family's, then FORM, modulus
-and residue. A family whose segments grow is written anew by twice the modulus; where the former
-ones were not removed any more, the higher modulus counts.
+A segment has the symbols of one residue of their hash; its name is its family's, then FORM,
+modulus, residue and slot, 0 or 1. A segment that is written anew takes the other slot, and a family
+whose segments grow is written anew by twice the modulus: so what a mark names (`stored`) is never
+written over, and whatever was cut short, the segments of the mark before are all there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from itertools import pairwise, repeat
 from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from k2.live.forms import BAR_NS, BARS, Form
 from k2.live.packed import pack, unpack
@@ -42,7 +41,7 @@ LATEST_SEGMENTS: Family = ("live",)
 RECENT: Family = ("bars", -1)
 
 #: Another number with each change of the columns: segments of another form are as good as none.
-FORM = 1
+FORM = 2
 #: Bars that begin so long before the newest one of the partition, or longer, are not kept.
 BARS_AGE_MAX_NS = 86_400_000_000_000
 #: More of them, and the recent bars but those of the newest minute move into their hours.
@@ -57,45 +56,36 @@ _SECOND_NS = 1_000_000_000
 
 
 class Families:
-    """The segments of a partition: of each family a modulus, and the residues that there are."""
+    """The segments of a partition: of each family a modulus, and the slot of each residue."""
 
     def __init__(self, names: Iterable[Name] = ()) -> None:
-        """`names`: of whatever segments there are; those of other kinds and forms are left out."""
-        self._of: dict[Family, tuple[int, frozenset[int]]] = {}
+        """`names`: of whatever segments there are, all of this form."""
+        self._of: dict[Family, tuple[int, dict[int, int]]] = {}
         for name in names:
-            family, (form, *of) = name[:-3], name[-3:]
-            if form == FORM and family and family[0] in ("live", "bars"):
-                modulus, own = map(int, of)
-                known, residues = self.of(family)
-                if modulus >= known:
-                    residues = residues if modulus == known else frozenset()
-                    self._of[family] = modulus, residues | {own}
+            family, (modulus, own, slot) = name[:-4], map(int, name[-3:])
+            self._of.setdefault(family, (modulus, {}))[1][own] = slot
 
     def __iter__(self) -> Iterator[Family]:
         return iter(self._of)
 
-    def __len__(self) -> int:
-        """How many segments there are."""
-        return sum(len(residues) for _, residues in self._of.values())
-
-    def of(self, family: Family) -> tuple[int, frozenset[int]]:
-        """Return modulus and residues."""
-        return self._of.get(family, (1, frozenset()))
+    def of(self, family: Family) -> tuple[int, Mapping[int, int]]:
+        """Return modulus, and the slots by residue."""
+        return self._of.get(family, (1, {}))
 
     def names(self, family: Family) -> list[Name]:
-        modulus, residues = self.of(family)
-        return [_name(family, modulus, own) for own in sorted(residues)]
+        modulus, slots = self.of(family)
+        return [_name(family, modulus, own, slots[own]) for own in sorted(slots)]
 
     def all_names(self) -> list[Name]:
         return [name for family in self for name in self.names(family)]
 
     def name_for(self, family: Family, exchange: str, symbol: str) -> Name | None:
         """Where a symbol is, if the family knows it."""
-        modulus, residues = self.of(family)
+        modulus, slots = self.of(family)
         own = residue(exchange, symbol, modulus)
-        return _name(family, modulus, own) if own in residues else None
+        return _name(family, modulus, own, slots[own]) if own in slots else None
 
-    def replaced(self, changed: Mapping[Family, tuple[int, frozenset[int]] | None]) -> Families:
+    def replaced(self, changed: Mapping[Family, tuple[int, dict[int, int]] | None]) -> Families:
         """The same with other families in their place; None: without this one."""
         new = Families()
         new._of = {f: v for f, v in {**self._of, **changed}.items() if v is not None}
@@ -110,7 +100,7 @@ class Writing:
         self.changed: dict[Name, bytes] = {}
         self.removed: list[Name] = []
         self._families, self._read, self._end = families, read, end
-        self._moved: dict[Family, tuple[int, frozenset[int]] | None] = {}
+        self._moved: dict[Family, tuple[int, dict[int, int]] | None] = {}
 
     @property
     def families(self) -> Families:
@@ -119,15 +109,18 @@ class Writing:
 
     def add(self, family: Family, form: Form, rows: pa.Table) -> None:
         """Merge rows, one a key, into the segments that have their symbols."""
-        modulus, residues = self._families.of(family)
-        touched = residues.intersection(np.unique(_hashes(rows) % modulus).tolist())
+        modulus, slots = self._families.of(family)
+        if not slots:
+            self._write(family, form, rows, set())
+            return
+        touched = slots.keys() & set(np.unique(_hashes(rows) % modulus).tolist())
         if touched:
             rows = merge(form, [*self._rows(family, form, touched), rows])
         self._write(family, form, rows, touched)
 
     def add_bars(self, bars: Iterable[pa.Table]) -> None:
         """Merge bars into the recent ones, and move these on where they are many."""
-        every = self._families.of(RECENT)[1]
+        every = set(self._families.of(RECENT)[1])
         recent = merge(BARS, [*self._rows(RECENT, BARS, every), *bars])
         if recent.num_rows == 0:
             return
@@ -152,62 +145,57 @@ class Writing:
 
     def copy(self, names: Iterable[Name]) -> None:
         """Write segments as they are, but for those that are written anew, or removed."""
-        others = set(names) - self.changed.keys() - set(self.removed)
-        self.changed |= {name: self._read(name) for name in others}
+        self.changed |= {name: self._read(name) for name in set(names) - set(self.removed)}
 
     def _rows(self, family: Family, form: Form, residues: Iterable[int]) -> list[pa.Table]:
-        modulus, _ = self._families.of(family)
-        return [unpack(form, self._read(_name(family, modulus, own))) for own in residues]
+        return [unpack(form, self._read(name)) for name in self._names(family, residues)]
+
+    def _names(self, family: Family, residues: Iterable[int]) -> list[Name]:
+        modulus, slots = self._families.of(family)
+        return [_name(family, modulus, own, slots[own]) for own in residues]
 
     def _bytes(self, family: Family, rows: pa.Table, others: Iterable[int]) -> int:
         """Of a whole family; where that is little, one symbol is long, and no split helps."""
-        modulus, _ = self._families.of(family)
-        stored = sum(len(self._read(_name(family, modulus, own))) for own in others)
+        stored = sum(len(self._read(name)) for name in self._names(family, others))
         return int(rows.nbytes) + stored
 
-    def _write(self, family: Family, form: Form, rows: pa.Table, former: frozenset[int]) -> None:
+    def _write(self, family: Family, form: Form, rows: pa.Table, former: Set[int]) -> None:
         """Write rows, which are all that there are of the residues `former`."""
-        known, residues = self._families.of(family)
+        known, slots = self._families.of(family)
         most = SEGMENT_BYTES_MAX.get(family, OTHER_SEGMENT_BYTES_MAX)
-        while not residues and known < _MODULUS_MAX and rows.nbytes > 2 * most * known:
-            known *= 2  # packed they take half; so most are packed once
+        while not slots and known < _MODULUS_MAX and rows.nbytes > 4 * most * known:
+            known *= 2  # packed they take a quarter; so most are packed once
         modulus, parts = known, _split(form, rows, known)
         packed = {own: pack(part, self._end) for own, part in parts.items()}
         while (
             modulus < _MODULUS_MAX
             and any(len(value) > most for value in packed.values())
-            and self._bytes(family, rows, residues - former) > most * modulus // 4
+            and self._bytes(family, rows, slots.keys() - former) > most * modulus // 4
         ):
-            if former != residues:
-                rows = pa.concat_tables([rows, *self._rows(family, form, residues - former)])
-                former = residues
+            if former != slots.keys():
+                rows = pa.concat_tables([rows, *self._rows(family, form, slots.keys() - former)])
+                former = slots.keys()
             modulus *= 2
             parts = _split(form, rows, modulus)
             packed = {own: pack(part, self._end) for own, part in parts.items()}
-        if modulus == known:
-            # Emptied, not removed: removals come behind the mark, and may not come at all.
-            nothing = pack(form.schema.empty_table(), self._end)
-            packed |= dict.fromkeys(former - packed.keys(), nothing)
-            residues = residues.union(packed)
-        else:
-            self.removed += self._families.names(family)
-            residues = frozenset(packed)
-        self.changed |= {_name(family, modulus, own): value for own, value in packed.items()}
-        self._moved[family] = modulus, residues
+        self.removed += self._names(family, former)
+        left = {own: slot for own, slot in slots.items() if own not in former}
+        # Never where the mark before has something: cut short, this is as good as not written.
+        taken = slots if modulus == known else {}
+        new = {own: 1 - taken.get(own, 1) for own in packed}
+        self.changed |= {
+            _name(family, modulus, own, new[own]): value for own, value in packed.items()
+        }
+        self._moved[family] = modulus, left | new
 
 
 def residue(exchange: str, symbol: str, modulus: int) -> int:
     """Which segment a symbol is in, 0..modulus-1: the same in every process and release."""
-    return _hash(f"{exchange}\0{symbol}") % modulus
+    return crc32(f"{exchange}\0{symbol}".encode()) % modulus
 
 
-@lru_cache(1 << 17)
-def _hash(pair: str) -> int:
-    return crc32(pair.encode())
-
-
-def _name(family: Family, modulus: int, own: int) -> Name:
-    return (*family, FORM, modulus, own)
+def _name(family: Family, modulus: int, own: int, slot: int) -> Name:
+    return (*family, FORM, modulus, own, slot)
 
 
 def _split(form: Form, rows: pa.Table, modulus: int) -> dict[int, pa.Table]:
@@ -227,8 +215,17 @@ def _hashes(rows: pa.Table) -> Hashes:
     """Of each row's symbol; Python looks at each symbol once."""
     if rows.num_rows == 0:
         return np.zeros(0, np.int64)
-    pairs = pc.binary_join_element_wise(rows.column("exchange"), rows.column("symbol"), "\0")
-    coded = pairs.combine_chunks().dictionary_encode()
-    hashes = np.array(list(map(_hash, coded.dictionary.to_pylist())), np.int64)
-    of_rows: Hashes = hashes[coded.indices.to_numpy()]
-    return of_rows
+    exchange, symbol = (
+        rows.column(name).combine_chunks().dictionary_encode() for name in ("exchange", "symbol")
+    )
+    # The checksum goes on from that of the exchange: no pair of both is put together.
+    begun = [crc32(name + b"\0") for name in exchange.dictionary.cast(pa.binary()).to_pylist()]
+    symbols = symbol.dictionary.cast(pa.binary()).to_pylist()
+    pairs, of_rows = np.arange(len(symbols)), symbol.indices.to_numpy()
+    if len(begun) > 1:
+        code = exchange.indices.to_numpy().astype(np.int64) * len(symbols) + of_rows
+        pairs, of_rows = np.unique(code, return_inverse=True)
+    places = map(divmod, pairs.tolist(), repeat(len(symbols)))
+    hashes = np.array([crc32(symbols[own], begun[of]) for of, own in places], np.int64)
+    found: Hashes = hashes[of_rows]
+    return found

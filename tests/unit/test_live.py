@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k2.live import BARS, LATEST, Form, Piece, aggregate, merge
-from k2.live.forms import BAR_NS, NOTIONAL, VOLUME
+from k2.live.forms import AHEAD_MAX_NS, BAR_NS, NOTIONAL, TEXT_MAX, VOLUME
 from k2.live.groups import Groups, codes
 from k2.live.limbs import carried, joined, product, split
 from k2.schemas import QUOTES, TRADES, Kind
@@ -204,6 +204,49 @@ def test_a_newer_session_begins_anew_and_an_older_one_no_longer_counts() -> None
         rows = merge(LATEST[TRADES], [p.latest for p in pieces(TRADES, records, cuts)])
         (row,) = rows.to_pylist()
         assert (row["session"], row["records"], row["ts_event"], row["high"]) == (5, 1, 100, E8)
+
+
+@given(
+    records=st.lists(RECORDS, max_size=40),
+    ahead=st.lists(st.sampled_from([0, 1, AHEAD_MAX_NS, AHEAD_MAX_NS + BAR_NS, 2**61])),
+    cut=st.integers(0, 40),
+)
+def test_a_clock_far_ahead_begins_no_bar(records: list[Any], ahead: list[int], cut: int) -> None:
+    """Such a record counts in its session, and may be the last; whatever it is in a batch with."""
+    whole, sessions, counted = batch(TRADES, records, 0)
+    times = whole.column("ts_event").to_pylist()
+    received = [t - (ahead[i % len(ahead)] if ahead else 0) for i, t in enumerate(times)]
+    place = whole.schema.get_field_index("ts_recv")
+    whole = whole.set_column(place, whole.schema.field(place), pa.array(received, pa.int64()))
+    parts = [
+        aggregate(TRADES, whole[own], sessions[own], counted[own])
+        for own in (slice(0, cut), slice(cut, None))
+    ]
+    latest, _ = plain(TRADES, records)
+    assert read(TRADES, LATEST[TRADES], merge(LATEST[TRADES], [p.latest for p in parts])) == latest
+    near = [
+        (*record[:-1], record[-1] and t // BAR_NS - r // BAR_NS <= AHEAD_MAX_NS // BAR_NS)
+        for record, t, r in zip(records, times, received, strict=True)
+    ]
+    _, bars = plain(TRADES, near)
+    assert read(TRADES, BARS, merge(BARS, [p.bars for p in parts])) == bars
+
+
+def test_long_strings_of_the_last_record_are_cut_and_the_keys_are_not() -> None:
+    """By characters, not by bytes; without them the strings are those of the record."""
+    symbol, text = "Ä" * 3 * TEXT_MAX, "Ü" * (TEXT_MAX + 1)
+    for own, kept in ((text, text[:TEXT_MAX]), (text[1:], text[1:]), ("", ""), (None, None)):
+        whole, sessions, counted = batch(TRADES, [(symbol, 1, 0, 1, E8, E8, True)] * 2, 0)
+        place = whole.schema.get_field_index("conditions")
+        column = pa.array([None, own], pa.string())
+        whole = whole.set_column(place, whole.schema.field(place), column)
+        piece = aggregate(TRADES, whole, sessions, counted)
+        assert piece.latest.schema == LATEST[TRADES].schema
+        assert piece.latest.column("conditions").to_pylist() == [kept]
+        assert piece.latest.column("symbol").to_pylist() == [symbol]
+        assert piece.bars.column("symbol").to_pylist() == [symbol]
+    quotes = aggregate(QUOTES, *batch(QUOTES, [("A", 1, 0, 1, E8, E8, True)], 0))
+    assert quotes.latest.column("venue").to_pylist() == [None]
 
 
 def test_nothing_says_nothing() -> None:

@@ -12,7 +12,7 @@ import pytest
 from test_lake_audit import A, B, Lake, lake, trade
 
 from k2.lake import lives
-from k2.lake.lives import gather
+from k2.lake.lives import gather, gather_newest
 from k2.lake.offsets import Source
 from k2.live import BARS, LATEST, Piece, aggregate, merge
 from k2.live.forms import BAR_NS
@@ -34,6 +34,7 @@ def row(offset: int, day: int, ts: int, source: Source = A, **more: Any) -> dict
         session=at.date(),
         event_time=at + timedelta(microseconds=ts // 1000),
         ts_event=int(at.timestamp()) * 10**9 + ts,
+        ts_recv=int(at.timestamp()) * 10**9 + ts + 5,
         price=Decimal(offset % 7 + 1) / 8,
         size=Decimal(offset),
         **more,
@@ -63,7 +64,7 @@ def test_symbols_are_as_their_stream_left_them(lake: Lake, monkeypatch: pytest.M
         lake.add(rows[first : first + 20], {A: first + 20})
     lake.add([row(o, 3, o, B) for o in range(10)], {B: 10})
     lake.add([row(61, 5, 9, symbol="S1")], {A: 62})
-    piece = gather(lake.catalog, lake.settings, TRADES, {A: 61})
+    piece = gather_newest(lake.catalog, lake.settings, TRADES, {A: (0, 61)})
     whole = said(rows)
     assert same(piece.latest, whole.latest, ["exchange", "symbol"])
     newest = pc.max(whole.bars.column("start")).as_py()
@@ -81,17 +82,34 @@ def test_a_partition_is_known_through_all_of_its_logs(lake: Lake) -> None:
     before, since = [row(o, 0, o) for o in range(5)], [row(o, 0, o + 2, new) for o in range(3, 6)]
     lake.add(before, {A: 5})
     lake.add(since, {new: 6})
-    piece = gather(lake.catalog, lake.settings, TRADES, {A: 1 << 62, new: 6})
+    piece = gather_newest(lake.catalog, lake.settings, TRADES, {A: (0, 1 << 62), new: (0, 6)})
     parts = [said(before).latest, said(since).latest]
     assert piece.latest.equals(merge(LATEST[TRADES], parts))
     assert piece.latest.column("records").to_pylist() == [8]
 
 
-def test_without_rows_nothing_is_known(lake: Lake) -> None:
-    """No snapshot, no file, no row below the end."""
+@pytest.mark.parametrize("call", [gather, gather_newest])
+def test_without_rows_nothing_is_known(lake: Lake, call: Any) -> None:
+    """No snapshot, no file, no row between first and end."""
     for kind in (TRADES, QUOTES):
-        assert gather(lake.catalog, lake.settings, kind, {A: 5, B: 0}).latest.num_rows == 0
+        none = call(lake.catalog, lake.settings, kind, {A: (0, 5), B: (0, 0)})
+        assert none.latest.num_rows == 0
     lake.add([row(7, 0, 0)], {A: 8})
-    for offsets in ({A: 7}, {B: 9}, {}):
-        piece = gather(lake.catalog, lake.settings, TRADES, offsets)
+    for logs in ({A: (0, 7)}, {A: (8, 9)}, {B: (0, 9)}, {}):
+        piece = call(lake.catalog, lake.settings, TRADES, logs)
         assert (piece.latest.num_rows, piece.bars.num_rows) == (0, 0)
+
+
+def test_rows_of_any_session_from_an_offset_on(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies behind a live mark: exactly these offsets, several files and sessions."""
+    monkeypatch.setattr(lives, "BATCH_ROWS", 3)
+    rows = [row(o, o // 20, o % 20 * 3 * BAR_NS, symbol=f"S{o % 3}") for o in range(60)]
+    for first in range(0, 60, 20):
+        lake.add(rows[first : first + 20], {A: first + 20})
+    lake.add([row(o, 3, o, B) for o in range(60)], {B: 60})
+    piece = gather(lake.catalog, lake.settings, TRADES, {A: (17, 55)})
+    whole = said(rows[17:55])
+    assert same(piece.latest, whole.latest, ["exchange", "symbol"])
+    newest = pc.max(whole.bars.column("start")).as_py()
+    kept = whole.bars.filter(pc.greater(whole.bars.column("start"), newest - BARS_AGE_MAX_NS))
+    assert same(piece.bars, kept, list(BARS.keys))

@@ -9,9 +9,8 @@ import pytest
 from faust.types import TP
 from k2.agents import writer
 
-from k2.live import Live, aggregate
-from k2.live.packed import pack
-from k2.live.segments import FORM
+from k2.live import Live, Stored, aggregate
+from k2.live.segments import FORM, Families
 from k2.schemas import TRADES
 from tests.unit.test_live import E8, batch
 
@@ -21,7 +20,7 @@ PLACE = TP(TRADES.topic("SIM"), 0)
 def partition() -> Any:
     """One whose segment cannot be read: its store is closed."""
     piece = aggregate(TRADES, *batch(TRADES, [("A", 1, 0, 1, E8, E8, True)], 0))
-    stored = {("live", FORM, 1, 0): pack(piece.latest, 1)}
+    stored = Stored(1, Families([("live", FORM, 1, 0, 0)]))
     live = Live(TRADES, 1, lambda name, copied: None, stored)
     live.add(piece, 2)
     live.take()
