@@ -109,8 +109,20 @@ def merge(form: Form, tables: Sequence[pa.Table]) -> pa.Table:
     keys: list[npt.NDArray[np.integer]] = [_codes(rows.column(name)) for name in form.keys[:2]]
     if form is BARS:
         keys += [numbers["session"], numbers["start"] // BAR_NS]
-    last, columns = _reduce(form, keys, numbers)
-    return _table(form, rows, last, columns)
+    code = codes(*keys)
+    groups = Groups(code)
+    alone = groups.counts == 1
+    if not alone.any():
+        last, columns = _reduce(form, keys, numbers)
+        return _table(form, rows, last, columns)
+    # Most bars of many symbols: a key with one row stays as it is.
+    whole = rows.take(pa.array(groups.by[groups.starts[alone]]))
+    left = groups.by[np.repeat(~alone, groups.counts)]
+    if not len(left):
+        return whole
+    numbers = {name: column[left] for name, column in numbers.items()}
+    last, columns = _reduce(form, [key[left] for key in keys], numbers)
+    return pa.concat_tables([whole, _table(form, rows, left[last], columns)])
 
 
 def _reduce(

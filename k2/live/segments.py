@@ -50,6 +50,8 @@ RECENT_ROWS_MAX = 4096
 SEGMENT_BYTES_MAX = {LATEST_SEGMENTS: 64 * 1024}
 OTHER_SEGMENT_BYTES_MAX = 512 * 1024
 _MODULUS_MAX = 1 << 16
+#: A segment.
+_MANY_ROWS = 64
 
 _HOUR_NS = 60 * BAR_NS
 _SECOND_NS = 1_000_000_000
@@ -107,16 +109,20 @@ class Writing:
         """As they are when this is written."""
         return self._families.replaced(self._moved)
 
-    def add(self, family: Family, form: Form, rows: pa.Table) -> None:
-        """Merge rows, one a key, into the segments that have their symbols."""
+    def add(self, family: Family, form: Form, rows: pa.Table, hashes: Hashes | None = None) -> None:
+        """Merge rows, one a key, into the segments that have their symbols.
+
+        Args:
+            hashes: of the rows' symbols, if they are known.
+        """
         modulus, slots = self._families.of(family)
-        if not slots:
-            self._write(family, form, rows, set())
-            return
-        touched = slots.keys() & set(np.unique(_hashes(rows) % modulus).tolist())
+        touched = set(slots)
+        if rows.num_rows < _MANY_ROWS * modulus:  # many touch all segments, most likely
+            hashes = _hashes(rows) if hashes is None else hashes
+            touched &= set(np.unique(hashes % modulus).tolist())
         if touched:
-            rows = merge(form, [*self._rows(family, form, touched), rows])
-        self._write(family, form, rows, touched)
+            rows, hashes = merge(form, [*self._rows(family, form, touched), rows]), None
+        self._write(family, form, rows, touched, hashes)
 
     def add_bars(self, bars: Iterable[pa.Table]) -> None:
         """Merge bars into the recent ones, and move these on where they are many."""
@@ -128,20 +134,21 @@ class Writing:
         newest = int(starts.max())
         oldest = newest - BARS_AGE_MAX_NS
         if recent.num_rows > RECENT_ROWS_MAX:
-            hours = starts // _HOUR_NS
+            hours, hashes = starts // _HOUR_NS, _hashes(recent)
             moving = (starts > oldest) & (starts < newest)
             for hour in np.unique(hours[moving]).tolist():
-                own = recent.filter(pa.array(moving & (hours == hour)))
-                self.add(("bars", hour * _HOUR_NS // _SECOND_NS), BARS, own)
+                own = np.flatnonzero(moving & (hours == hour))
+                family = ("bars", hour * _HOUR_NS // _SECOND_NS)
+                self.add(family, BARS, recent.take(pa.array(own)), hashes[own])
             recent = recent.filter(pa.array(starts == newest))
         else:
             recent = recent.filter(pa.array(starts > oldest))
         self._write(RECENT, BARS, recent, every)
-        for family in self._families:
-            last_bar = int(family[-1]) * _SECOND_NS + _HOUR_NS - BAR_NS if len(family) > 1 else None
-            if last_bar is not None and family != RECENT and last_bar <= oldest:
-                self.removed += self._families.names(family)
-                self._moved[family] = None
+        for each in self._families:
+            last_bar = int(each[-1]) * _SECOND_NS + _HOUR_NS - BAR_NS if len(each) > 1 else None
+            if last_bar is not None and each != RECENT and last_bar <= oldest:
+                self.removed += self._families.names(each)
+                self._moved[each] = None
 
     def copy(self, names: Iterable[Name]) -> None:
         """Write segments as they are, but for those that are written anew, or removed."""
@@ -159,13 +166,20 @@ class Writing:
         stored = sum(len(self._read(name)) for name in self._names(family, others))
         return int(rows.nbytes) + stored
 
-    def _write(self, family: Family, form: Form, rows: pa.Table, former: Set[int]) -> None:
+    def _write(
+        self,
+        family: Family,
+        form: Form,
+        rows: pa.Table,
+        former: Set[int],
+        hashes: Hashes | None = None,
+    ) -> None:
         """Write rows, which are all that there are of the residues `former`."""
         known, slots = self._families.of(family)
         most = SEGMENT_BYTES_MAX.get(family, OTHER_SEGMENT_BYTES_MAX)
         while not slots and known < _MODULUS_MAX and rows.nbytes > 4 * most * known:
             known *= 2  # packed they take a quarter; so most are packed once
-        modulus, parts = known, _split(form, rows, known)
+        modulus, parts = known, _split(rows, known, hashes)
         packed = {own: pack(part, self._end) for own, part in parts.items()}
         while (
             modulus < _MODULUS_MAX
@@ -176,7 +190,7 @@ class Writing:
                 rows = pa.concat_tables([rows, *self._rows(family, form, slots.keys() - former)])
                 former = slots.keys()
             modulus *= 2
-            parts = _split(form, rows, modulus)
+            parts = _split(rows, modulus)
             packed = {own: pack(part, self._end) for own, part in parts.items()}
         self.removed += self._names(family, former)
         left = {own: slot for own, slot in slots.items() if own not in former}
@@ -198,13 +212,13 @@ def _name(family: Family, modulus: int, own: int, slot: int) -> Name:
     return (*family, FORM, modulus, own, slot)
 
 
-def _split(form: Form, rows: pa.Table, modulus: int) -> dict[int, pa.Table]:
+def _split(rows: pa.Table, modulus: int, hashes: Hashes | None = None) -> dict[int, pa.Table]:
     """Rows by the residue of their symbols."""
     if rows.num_rows == 0:
         return {}
     if modulus == 1:
         return {0: rows}
-    own = _hashes(rows) % modulus
+    own = (_hashes(rows) if hashes is None else hashes) % modulus
     order = np.argsort(own.astype(np.uint16), kind="stable")
     rows, own = rows.take(pa.array(order)), own[order]
     bounds = [0, *(np.flatnonzero(own[1:] != own[:-1]) + 1).tolist(), len(own)]
