@@ -17,7 +17,7 @@ written over, and whatever was cut short, the segments of the mark before are al
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from itertools import pairwise, repeat
+from itertools import pairwise
 from zlib import crc32
 
 import numpy as np
@@ -232,14 +232,20 @@ def _hashes(rows: pa.Table) -> Hashes:
     exchange, symbol = (
         rows.column(name).combine_chunks().dictionary_encode() for name in ("exchange", "symbol")
     )
+    begun, symbols = (
+        coded.dictionary.cast(pa.binary()).to_numpy(zero_copy_only=False).tolist()
+        for coded in (exchange, symbol)
+    )
     # The checksum goes on from that of the exchange: no pair of both is put together.
-    begun = [crc32(name + b"\0") for name in exchange.dictionary.cast(pa.binary()).to_pylist()]
-    symbols = symbol.dictionary.cast(pa.binary()).to_pylist()
-    pairs, of_rows = np.arange(len(symbols)), symbol.indices.to_numpy()
+    begun = [crc32(name + b"\0") for name in begun]
+    of_rows = symbol.indices.to_numpy()
     if len(begun) > 1:
         code = exchange.indices.to_numpy().astype(np.int64) * len(symbols) + of_rows
         pairs, of_rows = np.unique(code, return_inverse=True)
-    places = map(divmod, pairs.tolist(), repeat(len(symbols)))
-    hashes = np.array([crc32(symbols[own], begun[of]) for of, own in places], np.int64)
+        begun = [begun[pair // len(symbols)] for pair in pairs.tolist()]
+        symbols = [symbols[pair % len(symbols)] for pair in pairs.tolist()]
+    else:
+        begun *= len(symbols)
+    hashes = np.fromiter(map(crc32, symbols, begun), np.int64, len(symbols))
     found: Hashes = hashes[of_rows]
     return found

@@ -90,6 +90,7 @@ class Line:
     rss_bytes_max: int  # of all runs; the larger of sampled RSS and VmHWM
     ratio_to_loop: float | None  # None: the loop did not run
     checkpoint_share: float | None  # of a core, median; None: not measured
+    live_share: float | None  # so of the threads that merge and pack what is known live
 
 
 def lines(runs: Sequence[Run]) -> list[Line]:
@@ -110,15 +111,16 @@ def lines(runs: Sequence[Run]) -> list[Line]:
             median(1e6 * run.cpu_seconds / run.trades for run in own),
             max(max(run.rss_bytes_max, run.hwm_bytes) for run in own),
             median(rates[name]) / loop if loop else None,
-            median(shares) if (shares := _shares(own)) else None,
+            _share(own, "checkpoint_share"),
+            _share(own, "live_share"),
         )
         for name, own in by_name.items()
     ]
 
 
-def _shares(runs: Sequence[Run]) -> list[float]:
-    name = "checkpoint_share"
-    return [run.details[name] for run in runs if name in run.details]
+def _share(runs: Sequence[Run], name: str) -> float | None:
+    shares = [run.details[name] for run in runs if name in run.details]
+    return median(shares) if shares else None
 
 
 def expectations(table: Sequence[Line]) -> list[tuple[str, str, bool]]:
@@ -192,6 +194,12 @@ def as_text(
         "assignment to end, all threads.",
         "Checkpoints of many symbols: processor time of all that only checkpoints need, of all of "
         "them, by the run's seconds (tests/bench/clocked_worker.py).",
+        *(
+            f"Beside it {line.live_share:.3f} of a core merged and packed what is known live, in "
+            "threads: most of that goes with the trades, not with the checkpoints."
+            for line in table
+            if line.live_share is not None
+        ),
         "All checks passed: every trade once.",
         "",
         "Expected and measured",
