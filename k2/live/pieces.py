@@ -96,7 +96,7 @@ def aggregate(kind: Kind, rows: pa.Table, sessions: npt.NDArray[np.int32], count
 
 
 def merge(form: Form, tables: Sequence[pa.Table]) -> pa.Table:
-    """Return what tables of one form say together, one row a key.
+    """Return what tables of one form say together, one row a key, in no order.
 
     Raises:
         ArrowInvalid: a table is of another schema.

@@ -125,7 +125,7 @@ STEPS = st.tuples(
 
 @pytest.mark.usefixtures("_sizes")
 @pytest.mark.parametrize("kind", [TRADES, QUOTES], ids=lambda kind: kind.name)
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(records=st.lists(RECORDS, max_size=60), steps=st.lists(STEPS, max_size=10))
 def test_an_answer_is_that_of_a_plain_fold_whatever_was_written_or_lost_meanwhile(
     kind: Kind, records: list[Any], steps: list[tuple[int, str, int | None]]
