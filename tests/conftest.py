@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import hypothesis
 import pytest
 
 from k2.dev.broker import Embedded
 from k2.dev.seaweed import SeaweedFS
 from tests.integration.places import need_kafka
+
+# An example that takes long shows how busy the machine is, and no defect.
+hypothesis.settings.register_profile("k2", deadline=None)
+hypothesis.settings.load_profile("k2")
 
 
 @dataclass(frozen=True)

@@ -57,10 +57,10 @@ class Freshness:
 
 
 def measure(folder: Path, rate: int, seconds: float, symbols: int, seed: int) -> list[Freshness]:
-    """Ask in each way for `seconds`, while `rate` trades a second are produced.
+    """Ask in each way for `seconds`, while `rate` trades a second are produced, or as many as go.
 
     Raises:
-        CheckFailed: the stream was slower than nine tenths of that, or a trade was not seen.
+        CheckFailed: a trade was not seen.
     """
     settings = Settings(data=folder, port=free_port(), exchanges=EXCHANGE)
     with Stack(settings, WORKERS, embedded=True, tell=lambda line: None) as stack:
@@ -71,8 +71,6 @@ def measure(folder: Path, rate: int, seconds: float, symbols: int, seed: int) ->
                 marks = _Marks(number * 1_000_000)
                 answers = _ask(stack, way, marks, seconds)
                 reached = feed.finish()
-            if reached < 0.9 * rate:
-                raise CheckFailed(f"the stream had {reached:,.0f} trades/s, not {rate:,}")
             cuts = quantiles(marks.waits_ms, n=100)
             times = cuts[49], cuts[98], median(answers)
             found.append(Freshness(way, len(marks.waits_ms), *times, reached))
