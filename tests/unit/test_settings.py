@@ -132,7 +132,7 @@ def test_no_secret_is_shown() -> None:
     values = {
         s.name: f"{s.name}-x:y1z2" for s in fields(Settings) if s.metadata["unit"] == "secret"
     }
-    assert len(values) == 5
+    assert len(values) == 7
     token = values.pop("catalog_token")
     settings = Settings(
         **REST,
