@@ -18,6 +18,7 @@ import pyarrow as pa
 from faust.auth import SASLCredentials, SSLCredentials
 
 from k2 import settings as k2_settings
+from k2.errors import SettingError
 from k2.keys import require_keys
 from k2.schemas import Kind
 from k2.security import ssl_context
@@ -51,7 +52,11 @@ class App(faust.App):
 
     async def on_first_start(self) -> None:
         if self.conf.web_enabled:
-            require_keys(self.settings, self.conf.web_bind)  # as Faust's own options say
+            try:
+                require_keys(self.settings, self.conf.web_bind)  # as Faust's own options say
+            except SettingError as exc:
+                self.crash_reason = exc  # of which the exit code tells
+                raise
         self.conf.datadir.mkdir(parents=True, exist_ok=True)  # Faust makes only the last part
         await super().on_first_start()
         # Batches are large and short-lived: the default pool gives their pages back and faults

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
+from prometheus_client import REGISTRY
 
 from k2.errors import PeerUnavailable, TooManyRequests
 from k2.keys import create, is_loopback, revoke
@@ -102,6 +103,10 @@ async def ask(
         form = answer.content_type
         body = await (answer.json() if form == "application/problem+json" else answer.text())
         return answer.status, answer.headers, body
+
+
+def refused(reason: str) -> float:
+    return REGISTRY.get_sample_value("k2_refused_total", {"reason": reason}) or 0.0
 
 
 @pytest.mark.parametrize(
@@ -242,6 +247,7 @@ async def test_without_a_groups_secret_nothing_empty_is_one(start: Start) -> Non
 async def test_a_key_that_asks_too_often_is_told_when_to_ask_again(start: Start) -> None:
     place = await start(key_rate_max=1, key_burst_max=3)
     key, other = place.key(), place.key()
+    before = refused("TooManyRequests")
     answers = [await ask(place, "/v1/trades", key) for _ in range(5)]
     assert [status for status, _, _ in answers] == [200, 200, 200, 429, 429]
     _, headers, body = answers[-1]
@@ -250,6 +256,7 @@ async def test_a_key_that_asks_too_often_is_told_when_to_ask_again(start: Start)
     assert (await ask(place, "/v1/trades", other))[0] == 200  # each key has its own
     assert (await ask(place, "/live", key))[0] == 200
     assert place.begun == 5
+    assert refused("TooManyRequests") == before + 2
 
 
 async def test_a_key_has_so_many_requests_at_once_streams_included(start: Start) -> None:
