@@ -54,7 +54,7 @@ class Slow:
         self._answer_timeout_ms = settings.answer_timeout_ms
         self._reader_timeout_s = settings.reader_timeout_ms / 1000
         self._clock = clock
-        self._readers: dict[web.RequestHandler, _Reader] = {}
+        self._readers: dict[asyncio.Transport, _Reader] = {}
         logging.getLogger("aiohttp.server").addFilter(_is_ours)
 
     def middleware(self) -> Middleware:
@@ -113,7 +113,8 @@ class Slow:
         deadline = request.get(_DEADLINE)
         if deadline is not None and not deadline.expired():
             deadline.reschedule(None)
-        self._readers[request.protocol] = _Reader(request.writer, -1, self._clock())
+        if request.transport is not None:
+            self._readers[request.transport] = _Reader(request.writer, -1, self._clock())
 
     async def watch(self, site: web.Application) -> AsyncIterator[None]:
         """Drop who does not read, as long as the server runs."""
@@ -131,12 +132,12 @@ class Slow:
     def look(self) -> None:
         """Drop every client that has answers waiting and has taken nothing of them for too long."""
         now = self._clock()
-        for protocol, reader in list(self._readers.items()):
-            transport = protocol.transport
-            if transport is None:
-                del self._readers[protocol]
+        for transport, reader in list(self._readers.items()):
+            number = transport.get_extra_info("socket").fileno()
+            if number < 0:  # closed; one that is only closing may still have much to send
+                del self._readers[transport]
                 continue
-            waiting = transport.get_write_buffer_size() + _in_kernel(transport)
+            waiting = transport.get_write_buffer_size() + _in_kernel(number)
             # What was ever written less what still waits: moves only if the client takes some.
             taken = reader.writer.output_size - waiting
             if not waiting or taken != reader.taken:
@@ -145,7 +146,7 @@ class Slow:
                 _LOG.info("a client took nothing for %g s: dropped", now - reader.since)
                 refused_total.labels("SlowReader").inc()
                 _reset(transport)
-                del self._readers[protocol]
+                del self._readers[transport]
 
 
 def _reset(transport: asyncio.Transport) -> None:
@@ -157,15 +158,15 @@ def _reset(transport: asyncio.Transport) -> None:
     transport.abort()
 
 
-def _in_kernel(transport: asyncio.Transport) -> int:
+def _in_kernel(number: int) -> int:
     """Bytes that the kernel holds for a client: megabytes, of which it frees a third at once.
 
     Without them a client that reads 20 KB a second would seem to read nothing for a minute.
     """
     count = array.array("i", [0])
     try:
-        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, count)
-    except OSError:  # no such call for this socket, or it is closed
+        fcntl.ioctl(number, termios.TIOCOUTQ, count)
+    except OSError:  # no such call for this socket
         return 0
     return count[0]
 

@@ -157,6 +157,20 @@ async def test_a_body_that_trickles_is_refused(start: Start) -> None:
     writer.close()
 
 
+async def test_a_client_that_leaves_within_its_body_is_no_error(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    place = await start()
+    _, writer = await asyncio.open_connection(*place.address)
+    writer.write(b"POST /v1/echo HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\nx")
+    await asyncio.sleep(0.2)
+    writer.close()
+    await asyncio.sleep(0.2)
+    assert await post(place, b"next") == (200, b"next")
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("body", [b"zz\r\n", b"5\r\nabcdefgh"])
 async def test_a_body_that_is_none_is_refused(start: Start, body: bytes) -> None:
     place = await start(idle_timeout_ms=300)
@@ -248,6 +262,22 @@ async def test_a_client_that_reads_nothing_is_dropped(
     assert isinstance(await asyncio.wait_for(place.ended, WAIT_S), ConnectionError)
     assert sum("a client took nothing for" in message for message in caplog.messages) == 2
     assert not [record for record in caplog.records if record.exc_info]
+
+
+async def test_a_client_that_reads_nothing_is_dropped_although_it_asks_no_more(
+    start: Start,
+) -> None:
+    """Its connection is closing, and for aiohttp closed, while megabytes wait to be sent."""
+    place = await start(reader_timeout_ms=1000)
+    with connected(place) as client:
+        ask = b"GET /v1/large HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+        await asyncio.get_running_loop().sock_sendall(client, ask)
+        await asyncio.wait_for(place.begun.acquire(), WAIT_S)
+        (connection,) = place.runner.server.connections
+        connection.force_close()
+        await asyncio.sleep(4)
+        with pytest.raises(ConnectionError):
+            await read_to_the_end(client)
 
 
 async def test_a_client_that_reads_slowly_is_waited_for(start: Start) -> None:
