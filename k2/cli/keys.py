@@ -10,7 +10,7 @@ import orjson
 from rich import box
 from rich.table import Table
 
-from k2 import keys as k2_keys
+from k2 import keyfile
 from k2.cli.output import console, note
 from k2.errors import BadQuery
 from k2.query.times import time_ns
@@ -35,7 +35,7 @@ def keys() -> None:
 @click.option(
     "--scope",
     "scopes",
-    type=click.Choice(k2_keys.SCOPES),
+    type=click.Choice(keyfile.SCOPES),
     multiple=True,
     default=("read",),
     show_default=True,
@@ -50,9 +50,9 @@ def create(scopes: tuple[str, ...], expires: str | None, about: str) -> None:
     k2 keys create --scope read --scope sql --expires 90d --note "research notebooks"
     """
     path, until = load().keys_path, None if expires is None else _until(expires)
-    key, text = k2_keys.create(path, scopes, until, about)
+    key, text = keyfile.create(path, scopes, until, about)
     click.echo(text)
-    ends = "never expires" if until is None else f"expires at {_shown(until)}"
+    ends = "never expires" if until is None else f"expires at {keyfile.shown(until)}"
     note(f"key {key.id} ({_scopes(key)}) {ends}; only its hash is kept, in {path}")
 
 
@@ -61,7 +61,7 @@ def create(scopes: tuple[str, ...], expires: str | None, about: str) -> None:
 def revoke(ids: tuple[str, ...]) -> None:
     """Take keys back; workers refuse them within a second."""
     path = load().keys_path
-    left = k2_keys.revoke(path, ids)
+    left = keyfile.revoke(path, ids)
     for number in dict.fromkeys(ids):
         click.echo(number)
     if not left:
@@ -74,7 +74,7 @@ def revoke(ids: tuple[str, ...]) -> None:
 def list_(as_json: bool) -> None:
     """Show the keys, without what would let somebody in."""
     path = load().keys_path
-    found = k2_keys.read(path)
+    found = keyfile.read(path)
     if as_json:
         for key in found:
             click.echo(
@@ -82,8 +82,8 @@ def list_(as_json: bool) -> None:
                     {
                         "id": key.id,
                         "scopes": sorted(key.scopes),
-                        "created": _shown(key.created),
-                        "expires": key.expires and _shown(key.expires),
+                        "created": keyfile.shown(key.created),
+                        "expires": keyfile.shown(key.expires),
                         "expired": key.is_expired(dt.datetime.now(dt.UTC)),
                         "note": key.note,
                     }
@@ -94,10 +94,10 @@ def list_(as_json: bool) -> None:
     for name in ("id", "scopes", "created (UTC)", "expires (UTC)", "note"):
         table.add_column(name)
     for key in found:
-        expires = "never" if key.expires is None else _shown(key.expires)
+        expires = keyfile.shown(key.expires) or "never"
         if key.is_expired(dt.datetime.now(dt.UTC)):
             expires += " expired"
-        table.add_row(key.id, _scopes(key), _shown(key.created), expires, key.note)
+        table.add_row(key.id, _scopes(key), keyfile.shown(key.created), expires, key.note)
     if found:
         console().print(table)
     else:
@@ -116,9 +116,5 @@ def _until(text: str) -> dt.datetime:
     return until
 
 
-def _scopes(key: k2_keys.Key) -> str:
-    return ",".join(scope for scope in k2_keys.SCOPES if scope in key.scopes)
-
-
-def _shown(time: dt.datetime) -> str:
-    return f"{time.astimezone(dt.UTC):%Y-%m-%dT%H:%M:%SZ}"
+def _scopes(key: keyfile.Key) -> str:
+    return ",".join(scope for scope in keyfile.SCOPES if scope in key.scopes)

@@ -20,7 +20,8 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from k2.errors import Forbidden, TooManyRequests, Unauthorized
-from k2.keys import Key, Keyring, is_loopback, same_secret
+from k2.keyfile import Key
+from k2.keys import Keyring, is_loopback, same_secret
 from k2.metrics import refused_total
 from k2.settings import Settings
 from k2.web.answers import Handler

@@ -17,7 +17,8 @@ from click.testing import CliRunner, Result
 from k2 import keys as k2_keys
 from k2.cli import cli
 from k2.errors import SettingError, Unauthorized
-from k2.keys import Key, Keyring, create, is_loopback, read, require_keys, revoke, same_secret
+from k2.keyfile import Key, create, read, revoke
+from k2.keys import Keyring, is_loopback, require_keys, same_secret
 from k2.settings import Settings
 
 NOW = dt.datetime(2026, 3, 10, tzinfo=dt.UTC)

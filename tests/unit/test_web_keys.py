@@ -14,7 +14,8 @@ from aiohttp.test_utils import TestServer
 from prometheus_client import REGISTRY
 
 from k2.errors import PeerUnavailable, TooManyRequests
-from k2.keys import create, is_loopback, revoke
+from k2.keyfile import create, revoke
+from k2.keys import is_loopback
 from k2.settings import Settings
 from k2.web import keys as web_keys
 from k2.web import limits as web_limits
