@@ -18,6 +18,8 @@ import pyarrow as pa
 from faust.auth import SASLCredentials, SSLCredentials
 
 from k2 import settings as k2_settings
+from k2.errors import SettingError
+from k2.keys import require_keys
 from k2.schemas import Kind
 from k2.security import ssl_context
 from k2.settings import Settings
@@ -28,6 +30,7 @@ __all__ = ["App", "app", "batch_topic", "create_app"]
 
 #: On top of the flush deadline; below the stack's own margin, which ends in SIGKILL without a word.
 STOP_MARGIN_S = 10.0
+HEADERS_MAX = 64
 
 
 class BatchSchema(faust.Schema):
@@ -48,6 +51,12 @@ class App(faust.App):
     batch_source: BatchSource  # set by the agents' module, read by the transport
 
     async def on_first_start(self) -> None:
+        if self.conf.web_enabled:
+            try:
+                require_keys(self.settings, self.conf.web_bind)  # as Faust's own options say
+            except SettingError as exc:
+                self.crash_reason = exc  # of which the exit code tells
+                raise
         self.conf.datadir.mkdir(parents=True, exist_ok=True)  # Faust makes only the last part
         await super().on_first_start()
         # Batches are large and short-lived: the default pool gives their pages back and faults
@@ -132,6 +141,16 @@ def create_app(settings: Settings) -> App:
         web_host=settings.bind,
         web_port=settings.port,
         canonical_url=settings.url,
+        web_application_options={
+            "client_max_size": settings.body_bytes_max,
+            "handler_args": {
+                "max_line_size": settings.header_bytes_max,
+                "max_field_size": settings.header_bytes_max,
+                "max_headers": HEADERS_MAX,
+                # Also the time in which a request's headers must be there.
+                "keepalive_timeout": settings.idle_timeout_ms / 1000.0,
+            },
+        },
         web_router_enabled=False,
         web_tables_enabled=False,
         web_stats_enabled=False,

@@ -16,6 +16,12 @@ K2Error
 ├── QueryTooLarge           a query needs more memory than it may have
 ├── PeerUnavailable         the worker that owns what is asked for cannot be asked now
 ├── NotOwner                this worker does not own the partition that it is asked for
+├── Unauthorized            a request has no API key that is good
+├── Forbidden               its key lacks the scope, or its host name is a stranger's
+├── TooManyRequests         a key asks more often, or more at once, than it may
+├── RequestTooLarge         a request's body has more bytes than it may
+├── RequestTimeout          a request's body did not come in time
+├── AnswerTimeout           an answer did not begin in time
 ├── FeedError               a feed's file or row cannot be used
 └── ChildDied               a process of the embedded stack ended by itself
 """
@@ -23,6 +29,7 @@ K2Error
 from __future__ import annotations
 
 __all__ = [
+    "AnswerTimeout",
     "BadQuery",
     "BrokerUnavailable",
     "CatalogUnavailable",
@@ -30,16 +37,21 @@ __all__ = [
     "CommitFailed",
     "FeedError",
     "Fenced",
+    "Forbidden",
     "K2Error",
     "LogTruncated",
     "NotOwner",
     "PeerUnavailable",
     "QueryTooLarge",
     "RegistryUnavailable",
+    "RequestTimeout",
+    "RequestTooLarge",
     "SchemaMismatch",
     "SettingError",
+    "TooManyRequests",
     "TopicMissing",
     "TopicRecreated",
+    "Unauthorized",
     "UnsupportedFormat",
 ]
 
@@ -49,6 +61,11 @@ class K2Error(Exception):
 
     retriable: bool = False
     status: int = 500
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What an HTTP answer says of it beside its status."""
+        return {"Retry-After": "1"} if self.retriable else {}
 
 
 class SettingError(K2Error):
@@ -135,6 +152,56 @@ class NotOwner(K2Error):
 
     retriable = True
     status = 421
+
+
+class Unauthorized(K2Error):
+    """Raised when a request has no API key, or one that is unknown, revoked or expired."""
+
+    status = 401
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": 'Bearer realm="k2"'}
+
+
+class Forbidden(K2Error):
+    """Raised when a key lacks the scope, which it names; or a page of another host asks."""
+
+    status = 403
+
+
+class TooManyRequests(K2Error):
+    """Raised when a key asks more often, or more at once, than it may; says when to ask again."""
+
+    retriable = True
+    status = 429
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Retry-After": str(self.retry_after_s)}
+
+
+class RequestTooLarge(K2Error):
+    """Raised when a request's body has more than `body_bytes_max`."""
+
+    status = 413
+
+
+class RequestTimeout(K2Error):
+    """Raised when a request's body is not there within `body_timeout_ms`."""
+
+    status = 408
+
+
+class AnswerTimeout(K2Error):
+    """Raised when an answer has not begun within `answer_timeout_ms`."""
+
+    retriable = True
+    status = 503
 
 
 class FeedError(K2Error):

@@ -26,7 +26,9 @@ EVERYWHERE = ("0.0.0.0", "::")
 SECURITY = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _SILENCE_MAX_S = 7 * 86_400
+_GROUP_SECRET_MIN = 16
 
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 #: User and password of a URI.
 _USER_INFO = re.compile(r"//[^/@\s]*@")
 
@@ -142,6 +144,35 @@ class Settings:
         "Where the other workers reach this one; empty: `bind`, or the host's name where that is "
         "every address.",
     )
+    keys_file: str = _setting("", "file", "API keys; empty: keys.ndjson in `data`.")
+    api_key: str = _secret("API key that commands send to a worker.")
+    group_secret: str = _secret("By which workers know each other where API keys are needed.")
+    cors_origins: str = _setting(
+        "", "https://host[:port][,...]", "Pages that browsers let ask; empty: none."
+    )
+    key_rate_max: int = _setting(50, "requests/s", "Requests of one API key.", 1, 1_000_000)
+    key_burst_max: int = _setting(
+        100, "requests", "At once, by a key that asked nothing before.", 1, 1_000_000
+    )
+    key_concurrency_max: int = _setting(
+        16, "requests", "Of one API key that are not answered to their end.", 1, 100_000
+    )
+    header_bytes_max: int = _setting(
+        8192, "bytes", "Of a request's first line, and of each header.", 1024, MIB
+    )
+    body_bytes_max: int = _setting(MIB, "bytes", "Of a request's body.", 64 * 1024, 256 * MIB)
+    body_timeout_ms: int = _setting(
+        10_000, "ms", "A request's body that is not there by then is refused.", 100, 3_600_000
+    )
+    idle_timeout_ms: int = _setting(
+        30_000, "ms", "A connection that makes no whole request is closed.", 100, 3_600_000
+    )
+    answer_timeout_ms: int = _setting(
+        60_000, "ms", "An answer that has not begun by then is given up.", 100, 3_600_000
+    )
+    reader_timeout_ms: int = _setting(
+        30_000, "ms", "A client that takes nothing of its answer is dropped.", 1000, 3_600_000
+    )
     fetch_bytes_max: int = _setting(
         8 * MIB, "bytes", "Fetched from one partition at once: one event.", 64 * 1024, 256 * MIB
     )
@@ -212,6 +243,9 @@ class Settings:
         _ = self.exchange_names, self.exchange_zones, self.exchange_calendars
         _ = self.exchanges_by_channel, self.exchange_gap_limits, self.url
         _ = self.exchanges_pausing, self.exchange_silence_limits
+        _ = self.origins
+        if self.group_secret and len(self.group_secret) < _GROUP_SECRET_MIN:
+            raise SettingError(f"group_secret: shorter than {_GROUP_SECRET_MIN} characters")
         self._check_broker()
         self._check_lake()
 
@@ -308,6 +342,20 @@ class Settings:
         if parts.hostname in EVERYWHERE:
             raise SettingError(f"advertise: {self.advertise!r}: nobody can be reached at that")
         return self.advertise.rstrip("/")
+
+    @property
+    def keys_path(self) -> Path:
+        """Where the API keys are."""
+        return Path(self.keys_file) if self.keys_file else self.data / "keys.ndjson"
+
+    @property
+    def origins(self) -> frozenset[str]:
+        """The origins of `cors_origins`, as browsers write them."""
+        named = [name.strip().lower() for name in self.cors_origins.split(",") if name.strip()]
+        for name in named:
+            if not _ORIGIN.fullmatch(name):
+                raise SettingError(f"cors_origins: {name!r} is not http(s)://host[:port]")
+        return frozenset(named)
 
     @property
     def exchange_names(self) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ COMMANDS = {
     "gaps": "k2.cli.gaps:gaps",
     "init": "k2.cli.stack:init",
     "instruments": "k2.cli.instruments:instruments",
+    "keys": "k2.cli.keys:keys",
     "load": "k2.cli.feeds:load",
     "offsets": "k2.cli.offsets:offsets",
     "quotes": "k2.cli.query:quotes",

@@ -12,6 +12,7 @@ import orjson
 
 from k2.cli.output import run
 from k2.errors import BadQuery, K2Error, PeerUnavailable
+from k2.keys import authorization
 from k2.query.rows import Stop
 from k2.settings import load
 
@@ -21,7 +22,7 @@ ANSWER_TIMEOUT_S = 30.0
 
 
 def ask(url: str | None, path: str, query: dict[str, str]) -> dict[str, Any]:
-    """The answer of a worker; Ctrl-C is heard while it is waited for.
+    """The answer of a worker; Ctrl-C is heard while it is waited for. K2_API_KEY is sent along.
 
     Args:
         url: of the worker; None: that of this machine's settings.
@@ -32,17 +33,21 @@ def ask(url: str | None, path: str, query: dict[str, str]) -> dict[str, Any]:
         K2Error: the worker says that there is no such thing, or refuses what is asked.
         PeerUnavailable: the worker cannot be reached, or cannot answer now.
     """
-    worker = url or load().url
+    settings = load()
+    worker = url or settings.url
     if not worker.startswith(("http://", "https://")):
         raise BadQuery("url", f"{worker!r} is not http(s)://host[:port]")
     more = f"?{urllib.parse.urlencode(query)}" if query else ""
     place = f"{worker.rstrip('/')}{path}{more}"
-    return run(Stop(), lambda: _get(place))
+    return run(Stop(), lambda: _get(place, settings.api_key))
 
 
-def _get(place: str) -> dict[str, Any]:
+def _get(place: str, key: str) -> dict[str, Any]:
+    request = urllib.request.Request(place)
+    for name, value in authorization(key).items():
+        request.add_unredirected_header(name, value)  # for this worker, not for another place
     try:
-        with urllib.request.urlopen(place, timeout=ANSWER_TIMEOUT_S) as answer:
+        with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT_S) as answer:
             return dict(orjson.loads(answer.read()))
     except urllib.error.HTTPError as refused:
         with refused:

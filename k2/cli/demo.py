@@ -83,7 +83,9 @@ def demo(once: bool, trades: int, data: Path | None, port: int | None, seed: int
         raise K2Error(f"--data: {data} is not empty: a demo's day would mix with what is there")
     default = Settings().port
     free = default if port_is_free("127.0.0.1", default) else free_port()
-    settings = k2_settings.load(data=folder, port=port or free, exchanges=EXCHANGE, partitions=4)
+    settings = k2_settings.load(
+        data=folder, port=port or free, exchanges=EXCHANGE, partitions=4, keys_file=""
+    )
     stack = Stack(settings, embedded=True, tell=lambda line: None)
     fine = False
     try:

@@ -15,7 +15,9 @@ def worker(loglevel: str, arguments: tuple[str, ...]) -> None:
     from faust.cli.faust import cli as faust_cli
 
     from k2.app import app
+    from k2.keys import require_keys
     from k2.topics import check_topics
 
+    require_keys(app.settings, app.settings.bind)
     check_topics(app.settings)  # says within seconds what is missing; Faust would try for ever
     faust_cli.main(["-A", "k2.app", "worker", "-l", loglevel, *arguments], prog_name="k2")

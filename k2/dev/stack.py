@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import sys
 import threading
@@ -20,6 +21,7 @@ from k2.dev.broker import HOST, Embedded, port_is_free
 from k2.dev.children import Child, stop_all, supervise
 from k2.dev.server import Running
 from k2.errors import K2Error, SettingError
+from k2.keys import require_keys
 from k2.lake.catalog import ensure_tables, open_catalog
 from k2.registry import open_registry
 from k2.schemas import INSTRUMENT_AVRO, KINDS
@@ -103,7 +105,8 @@ class Stack(Running):
             raise SettingError(f"workers: {workers} is below 1")
         if workers > 1 and settings.advertise:
             raise SettingError(f"advertise: {settings.advertise} is one URL for {workers} workers")
-        self.settings = replace(settings, data=settings.data.resolve())
+        group_secret = settings.group_secret or secrets.token_hex(32)
+        self.settings = replace(settings, data=settings.data.resolve(), group_secret=group_secret)
         self.views: list[str] = []
         self._count = workers
         self._embedded = "K2_BROKER" not in os.environ if embedded is None else embedded
@@ -119,6 +122,7 @@ class Stack(Running):
             BrokerUnavailable, ChildDied, SettingError: see the message.
             K2Error: another stack uses the data folder, or a worker is not ready in 120 s.
         """
+        require_keys(self.settings, self.settings.bind)
         try:
             self._take_folder()
             self._start_broker()

@@ -58,9 +58,8 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
             trace = None if exc.retriable else exc
             _LOG.error("%s %s: %s", request.method, request.path, exc, exc_info=trace)
         parameter = exc.parameter if isinstance(exc, BadQuery) else None
-        headers = {"Retry-After": "1"} if exc.retriable else {}
         kind = re.sub(r"(?<!^)(?=[A-Z])", "-", type(exc).__name__).lower()
-        return _problem(request, exc.status, kind, str(exc), parameter, headers)
+        return _problem(request, exc.status, kind, str(exc), parameter, exc.headers)
     except ConnectionError:
         # Nobody is there to read it; raised on, aiohttp would log every client that leaves.
         return web.Response(status=500)

@@ -20,6 +20,7 @@ from aiohttp import web
 
 from k2.app import App
 from k2.errors import NotOwner, PeerUnavailable, QueryTooLarge
+from k2.keys import authorization
 from k2.query.room import Room
 from k2.web.params import Parameters
 
@@ -113,7 +114,11 @@ class Peers:
         limit = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         try:
             async with self._app.http_client.post(
-                f"{url.rstrip('/')}{path}", data=params, timeout=limit, allow_redirects=False
+                f"{url.rstrip('/')}{path}",
+                data=params,
+                headers=authorization(self._app.settings.group_secret),
+                timeout=limit,
+                allow_redirects=False,
             ) as answer:
                 body = bytearray()
                 async for piece in answer.content.iter_chunked(256 * 1024):
@@ -126,6 +131,11 @@ class Peers:
             raise NotOwner(f"worker {url}: {_detail(body)}")
         if answer.status == QueryTooLarge.status:
             raise QueryTooLarge(f"worker {url}: {_detail(body)}")
+        if answer.status in (401, 403):
+            raise PeerUnavailable(
+                f"worker {url}: {answer.status}: {_detail(body)} (workers know each other by "
+                "K2_GROUP_SECRET)"
+            )
         if answer.status != 200:
             raise PeerUnavailable(f"worker {url}: {answer.status}: {_detail(body)}")
         return body

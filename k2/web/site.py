@@ -11,7 +11,7 @@ from k2.query.engine import Engine
 from k2.registry import open_registry
 from k2.tables.instruments import Instruments, table
 from k2.web import instruments, silence
-from k2.web.answers import middlewares
+from k2.web.gate import protect
 from k2.web.internal import Buffers, InHand
 from k2.web.peers import Peers
 from k2.web.symbols import Symbols
@@ -37,7 +37,7 @@ def ready() -> tuple[bool, dict[str, Any]]:
 
 
 buffers = Buffers(peers, InHand(ingest.held, ingest.held_gaps), app.settings)
-app.web.web_app.middlewares.extend(middlewares())
+protect(app.web.web_app, app.settings)
 app.web.web_app.router.add_routes(Symbols(peers, lambda: ingest.partitions, app.settings).routes())
 app.web.web_app.router.add_routes(
     [

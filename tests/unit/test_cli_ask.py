@@ -30,7 +30,15 @@ ANSWERS = {
 
 class Worker(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        status, body = ANSWERS[self.path]
+        if self.path == "/v1/symbols/S/MOVED":
+            self.send_response(302)
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/v1/key")
+            self.end_headers()
+            return
+        if self.path in ("/v1/symbols/S/KEY", "/v1/key"):
+            status, body = 400, orjson.dumps({"detail": f"sent: {self.headers['Authorization']}"})
+        else:
+            status, body = ANSWERS[self.path]
         self.send_response(status)
         self.end_headers()
         self.wfile.write(body)
@@ -51,6 +59,16 @@ def url() -> Iterator[str]:
 
 def k2(*arguments: str) -> Result:
     return CliRunner().invoke(cli, arguments)
+
+
+def test_the_key_of_the_settings_is_sent_to_the_worker_and_to_nobody_else(url: str) -> None:
+    for path, key, said in (("KEY", "k2_x", "Bearer k2_x"), ("KEY", "", "None"),
+                            ("MOVED", "k2_x", "None")):  # fmt: skip
+        asked = CliRunner().invoke(
+            cli, ["symbol", "S", path, "--url", url], env={"K2_API_KEY": key}
+        )
+        assert asked.exit_code == 2
+        assert f"sent: {said}" in asked.stderr
 
 
 def test_what_is_asked_is_quoted_and_the_answer_shown(url: str) -> None:

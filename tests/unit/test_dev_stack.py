@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from k2.dev.stack import Stack, _ready, init, set_aside_tables
+from k2.dev.stack import Stack, _environment, _ready, init, set_aside_tables
 from k2.errors import K2Error, SettingError
 from k2.lake.catalog import gaps_name, open_catalog, rejects_name, table_name
 from k2.registry import open_registry
@@ -64,6 +64,23 @@ def test_second_stack_in_a_folder_is_refused(tmp_path: Path) -> None:
 def test_no_workers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="workers: 0"):
         Stack(Settings(data=tmp_path), 0)
+
+
+def test_workers_of_a_stack_have_a_secret_of_their_own(tmp_path: Path) -> None:
+    """Made anew, unless one is given; it reaches them in their environment."""
+    one, two = (Stack(Settings(data=tmp_path), 2).settings for _ in range(2))
+    assert len(one.group_secret) == 64
+    assert one.group_secret != two.group_secret
+    assert _environment(one)["K2_GROUP_SECRET"] == one.group_secret
+    given = Settings(data=tmp_path, group_secret="the same for all stacks")
+    assert Stack(given, 2).settings.group_secret == given.group_secret
+
+
+def test_stack_that_anybody_could_ask_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path / "none", bind="0.0.0.0")
+    with pytest.raises(SettingError, match=r"bind: 0\.0\.0\.0 is no loopback address"):
+        Stack(settings, embedded=True).start()
+    assert not settings.data.exists()
 
 
 def test_one_url_for_several_workers_is_refused(tmp_path: Path) -> None:

@@ -38,6 +38,9 @@ def test_unknown_setting_is_refused_by_name() -> None:
         ("K2_ADVERTISE", "http://host:x", "advertise: 'http://host:x' is no URL"),
         ("K2_ADVERTISE", "http://host/k2", "advertise: 'http://host/k2' is not http"),
         ("K2_ADVERTISE", "http://0.0.0.0:1", "nobody can be reached at that"),
+        ("K2_GROUP_SECRET", "short", "group_secret: shorter than 16 characters"),
+        ("K2_CORS_ORIGINS", "*", r"cors_origins: '\*' is not http\(s\)://host\[:port\]"),
+        ("K2_CORS_ORIGINS", "https://a.b,https://a.b/c", "cors_origins: 'https://a.b/c' is not"),
         ("K2_ON_CRITICAL", "X=stop", "on_critical of X: 'stop' is none of continue, pause"),
         ("K2_ON_CRITICAL", "pause", r"on_critical: 'pause' is not EXCHANGE=continue\|pause"),
         ("K2_SILENCE_LIMITS", "X=10", "silence_limits: 'X=10' is not EXCHANGE=symbol_seconds:"),
@@ -132,7 +135,7 @@ def test_no_secret_is_shown() -> None:
     values = {
         s.name: f"{s.name}-x:y1z2" for s in fields(Settings) if s.metadata["unit"] == "secret"
     }
-    assert len(values) == 5
+    assert len(values) == 7
     token = values.pop("catalog_token")
     settings = Settings(
         **REST,
