@@ -14,6 +14,10 @@ K2Error
 ├── RegistryUnavailable     the schema registry does not answer
 ├── BadQuery                a query parameter is missing, unknown or impossible
 ├── QueryTooLarge           a query needs more memory than it may have
+├── BadSql                  a statement is not one SELECT over the tables, or fails; says where
+├── SqlLimit                a statement met a limit of time, memory or bytes
+├── SqlBusy                 all processes for SQL are busy
+├── SandboxDied             the process of a statement ended by itself
 ├── PeerUnavailable         the worker that owns what is asked for cannot be asked now
 ├── NotOwner                this worker does not own the partition that it is asked for
 ├── FeedError               a feed's file or row cannot be used
@@ -24,6 +28,7 @@ from __future__ import annotations
 
 __all__ = [
     "BadQuery",
+    "BadSql",
     "BrokerUnavailable",
     "CatalogUnavailable",
     "ChildDied",
@@ -36,8 +41,11 @@ __all__ = [
     "PeerUnavailable",
     "QueryTooLarge",
     "RegistryUnavailable",
+    "SandboxDied",
     "SchemaMismatch",
     "SettingError",
+    "SqlBusy",
+    "SqlLimit",
     "TopicMissing",
     "TopicRecreated",
     "UnsupportedFormat",
@@ -121,6 +129,33 @@ class QueryTooLarge(K2Error):
     """Raised when a query needs more memory than `query_memory_max`, spilling included."""
 
     status = 422
+
+
+class BadSql(K2Error):
+    """Raised when a statement is refused or fails; `position` has offset, line and column of it."""
+
+    status = 400
+
+    def __init__(self, message: str, position: dict[str, int] | None = None) -> None:
+        super().__init__(message)
+        self.position = position
+
+
+class SqlLimit(K2Error):
+    """Raised when a statement met a limit; names the setting and its value."""
+
+    status = 422
+
+
+class SqlBusy(K2Error):
+    """Raised when no process for SQL became free in time."""
+
+    retriable = True
+    status = 503
+
+
+class SandboxDied(K2Error):
+    """Raised when the process of a statement ended by itself, or does not start."""
 
 
 class PeerUnavailable(K2Error):
