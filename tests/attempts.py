@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 __all__ = ["ATTEMPTS", "Attempt"]
 
 REFUSED, LIMITED, SHORTENED = 400, 422, 200
+EITHER = (REFUSED, LIMITED)
 
 
 class Attempt(NamedTuple):
@@ -18,11 +19,11 @@ class Attempt(NamedTuple):
 
     group: str
     body: dict[str, Any] | bytes
-    status: int = REFUSED
+    status: int | tuple[int, ...] = REFUSED  # which of several depends on the machine
     says: str = ""
 
 
-def _sql(group: str, status: int, says: str, *statements: str) -> list[Attempt]:
+def _sql(group: str, status: int | tuple[int, ...], says: str, *statements: str) -> list[Attempt]:
     return [Attempt(group, {"sql": sql}, status, says) for sql in statements]
 
 
@@ -220,7 +221,8 @@ ATTEMPTS = [
     Attempt("bodies", b'{"sql": "' + b" " * 1_100_000 + b'SELECT 1"}', 413),
     *_sql(
         "time bombs", LIMITED, "sql_timeout_ms",
-        "SELECT count(*) FROM range(10000000) a, range(10000000) b WHERE a.range + b.range = 1",
+        "SELECT count(*) FROM range(99999) a(n), range(99999) b(n), range(999) c(n)"
+        " WHERE (a.n + b.n + c.n) % 7 = 8",
         "WITH RECURSIVE t AS (SELECT 1 AS n UNION ALL SELECT n + 1 FROM t) SELECT max(n) FROM t",
         "SELECT pg_sleep(60)",
         "SELECT sleep_ms(60000)",
@@ -241,7 +243,7 @@ ATTEMPTS = [
         "SELECT a.n FROM range(100000000) a(n) JOIN range(100000000) b(n) ON hash(a.n) = hash(b.n)",
     ),
     *_sql(
-        "deep statements", REFUSED, "",
+        "deep statements", EITHER, "",
         "SELECT " + "(" * 100_000 + "1" + ")" * 100_000,
         "SELECT " + "1 + " * 100_000 + "1",
         "SELECT " + "[" * 900 + "1" + "]" * 900,
@@ -256,7 +258,7 @@ ATTEMPTS = [
     ),
     *_sql(
         "huge results", LIMITED, "sql_bytes_max",
-        "SELECT repeat('x', 1000) AS a FROM range(1000000000)",
+        "SELECT repeat('x', 2000) AS a FROM range(1000000000)",
         "SELECT repeat('x', 30000000) AS a",
     ),
 ]  # fmt: skip

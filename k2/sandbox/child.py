@@ -8,6 +8,7 @@ this package, so that what it has in memory is little, and none of it secret.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
 import socket
@@ -29,7 +30,8 @@ from k2.sandbox.wire import Channel, Message
 
 __all__ = ["main"]
 
-BATCH_ROWS = 32_768
+#: Few: rows may be wide.
+BATCH_ROWS = 8_192
 #: Beyond what DuckDB may take: stacks of threads, buffers of Arrow, of Python and of the allocator.
 OVERHEAD_BYTES = 384 * 1024 * 1024
 #: Beyond the answer's own bytes.
@@ -98,7 +100,6 @@ class _Process:
                 "threads": str(self._limits.threads),
                 "memory_limit": f"{self._limits.memory // 1024}KiB",
                 "temp_directory": str(self._folder / "spill"),
-                "max_temp_directory_size": f"{self._limits.bytes // 1024}KiB",
                 "autoload_known_extensions": "false",
                 "autoinstall_known_extensions": "false",
                 "allow_community_extensions": "false",
@@ -107,6 +108,8 @@ class _Process:
                 "errors_as_json": "true",
             },
         )
+        # DuckDB 2.0 shows this one, but does not keep to it, if it is given with the others.
+        database.execute(f"SET max_temp_directory_size = '{self._limits.bytes // 1024}KiB'")
         database.execute("SET TimeZone = 'UTC'")
         database.execute("SET parquet_metadata_cache = true")
         database.register_filesystem(files)
@@ -114,7 +117,7 @@ class _Process:
 
     def _statement(self, database: duckdb.DuckDBPyConnection, asked: dict[str, Any]) -> Any:
         """Run one; returns the last message about it."""
-        sql, at = asked["sql"], None
+        sql, self._asked.failed = asked["sql"], False
         try:
             tables = examine(database, sql)
             self._channel.send({"tables": tables, "cpu_seconds": time.process_time()})
@@ -128,23 +131,32 @@ class _Process:
             return _refused(sql, str(exc), exc.at)
         except _Over as exc:
             return {"limit": exc.name}
-        except (duckdb.OutOfMemoryException, MemoryError):
+        except MemoryError:  # Arrow's is one too
             return {"limit": "sql_memory_max"}
-        except duckdb.InterruptException:
+        except (duckdb.Error, pa.ArrowException, OSError) as exc:
+            # What DuckDB raises while its rows are read comes as an error of Arrow's.
+            return self._failure(database, asked, str(exc))
+
+    def _failure(
+        self, database: duckdb.DuckDBPyConnection, asked: dict[str, Any], text: str
+    ) -> dict[str, Any]:
+        """The last message about a statement that DuckDB gave up."""
+        kind, message, at = _told(text)
+        if self._asked.failed:
+            return {"failed": "a data file cannot be read"}
+        if "max_temp_directory_size" in message:
+            return {"limit": "sql_bytes_max"}
+        if "Out of Memory" in kind or "bad alloc" in message or "bad_alloc" in message:
+            return {"limit": "sql_memory_max"}
+        if "INTERRUPT" in kind:
             return {"stopped": True}
-        except duckdb.Error as exc:
-            if "bad_alloc" in str(exc) or "bad allocation" in str(exc):
-                return {"limit": "sql_memory_max"}
-            if isinstance(exc, duckdb.IOException):
-                return {"failed": self._clean(_message(exc)[0])}
-            message, at = _message(exc)
-            if at is None:
-                at = _bound_at(database, sql, asked["parameters"])
-            return _refused(sql, self._clean(message), at)
-        except pa.ArrowMemoryError:
-            return {"limit": "sql_memory_max"}
-        except OSError as exc:
-            return {"failed": self._clean(str(exc))}
+        if os.strerror(errno.EFBIG) in message or os.strerror(errno.ENOSPC) in message:
+            return {"limit": "sql_bytes_max"}
+        if at is None:
+            at = _bound_at(database, asked["sql"], asked["parameters"])
+        # Its own folder is the one path of this machine that it knows.
+        clean = f"{kind}: {message}".replace(str(self._folder), "")
+        return _refused(asked["sql"], clean, at)
 
     def _answer(
         self, database: duckdb.DuckDBPyConnection, sql: str, parameters: Any, answer: Any
@@ -166,10 +178,6 @@ class _Process:
         reader.close()
         return {"rows": rows, "truncated": truncated}
 
-    def _clean(self, message: str) -> str:
-        """A message without this machine's paths."""
-        return message.replace(str(self._folder), "")
-
 
 def _lock(database: duckdb.DuckDBPyConnection, setup: list[str], files: int) -> None:
     """Make the tables, after which nothing but them can be seen and no setting changed."""
@@ -182,15 +190,15 @@ def _lock(database: duckdb.DuckDBPyConnection, setup: list[str], files: int) -> 
     database.execute("SET lock_configuration = true")
 
 
-def _message(exc: duckdb.Error) -> tuple[str, int | None]:
-    """DuckDB's message, and the byte of the text that it is about, if it says."""
-    kind, _, text = str(exc).partition(": ")
+def _told(text: str) -> tuple[str, str, int | None]:
+    """Kind and text of DuckDB's message, and the byte of the statement that it is about."""
+    kind, _, rest = text.partition(": ")
     try:
-        told = orjson.loads(text)
+        told = orjson.loads(rest)
     except orjson.JSONDecodeError:
-        return str(exc), None
+        return kind, rest, None
     at = told.get("position")
-    return f"{kind}: {told.get('exception_message', '')}", None if at is None else int(at)
+    return kind, str(told.get("exception_message", "")), None if at is None else int(at)
 
 
 def _bound_at(database: duckdb.DuckDBPyConnection, sql: str, parameters: Any) -> int | None:
@@ -198,7 +206,7 @@ def _bound_at(database: duckdb.DuckDBPyConnection, sql: str, parameters: Any) ->
     try:
         database.execute(_EXPLAIN + sql, parameters)
     except duckdb.Error as exc:
-        at = _message(exc)[1]
+        at = _told(str(exc))[2]
         return None if at is None else max(0, at - len(_EXPLAIN))
     return None
 

@@ -37,6 +37,7 @@ class Asked:
         self._channel = channel
         self._one = threading.Lock()
         self._answers: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.failed = False  # whether the worker could not read a file
 
     def answered(self, message: Message) -> None:
         """Whoever reads the channel says what came."""
@@ -47,6 +48,7 @@ class Asked:
             self._channel.send(question)
             message = self._answers.get()
         if "failed" in message.head:
+            self.failed = True
             raise OSError(message.head["failed"])
         return message
 

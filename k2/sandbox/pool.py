@@ -112,13 +112,20 @@ class Pool:
         self._starter.shutdown(wait=False, cancel_futures=True)
 
     def _take(self) -> Sandbox:
+        # Behind the replacement that may be on its way.
+        return (
+            self._waiting()
+            or self._starter.submit(lambda: self._waiting() or self._start()).result()
+        )
+
+    def _waiting(self) -> Sandbox | None:
         with self._lock:
             while self._idle:
                 sandbox = self._idle.pop()
                 if sandbox.lives():
                     return sandbox
                 self._drop(sandbox)
-        return self._starter.submit(self._start).result()
+        return None
 
     def _start(self) -> Sandbox:
         sandbox = Sandbox(self._settings, self._planner)

@@ -289,7 +289,7 @@ _HINT = "ask for less"
 _MET = {
     "sql_timeout_ms": "the statement takes longer than",
     "sql_memory_max": "the statement needs more memory than",
-    "sql_bytes_max": "the answer has more bytes than",
+    "sql_bytes_max": "the answer has more bytes, or the statement spills more, than",
 }
 
 

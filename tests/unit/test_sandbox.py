@@ -93,7 +93,7 @@ def test_snapshots_name_what_the_other_tables_were_read_from(ask):
     answer = ask("SELECT * FROM trades LIMIT 1")
     pinned = answer.known.snapshots["trades"]
     answer.close()
-    rows = ask('SELECT * FROM snapshots WHERE "table" = \'trades\'').read_all().to_pylist()
+    rows = ask("SELECT * FROM snapshots WHERE \"table\" = 'trades'").read_all().to_pylist()
     assert [(row["snapshot_id"], row["rows"], row["current"]) for row in rows] == [
         (pinned, 2 * TRADES_EACH, True)
     ]
@@ -192,7 +192,8 @@ def test_every_type_has_a_form_in_json(ask, value, wanted):
 
 
 def test_columns_of_one_name_are_told_apart(ask):
-    assert ask("SELECT 1 AS a, 2 AS a, 3 AS a_1").schema.names == ["a", "a_1", "a_1_1"]
+    rows = ask("SELECT 1 AS a, 2 AS a, 3 AS a_1").read_all()
+    assert rows.schema.names == ["a", "a_1", "a_1_1"]
 
 
 def test_a_statement_is_stopped_by_another_thread(pool, ask):
@@ -228,7 +229,10 @@ def test_a_process_that_died_is_replaced(pool, ask):
     """Between two statements nobody sees it; within one the statement fails, and says why."""
     ask("SELECT 1").close()
     (pid,) = pool.pids()
-    psutil.Process(pid).kill()
+    process = psutil.Process(pid)
+    process.kill()
+    while process.status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
     assert ask("SELECT 2 AS n").read_all()["n"].to_pylist() == [2]
     (pid,) = pool.pids()
     threading.Timer(0.3, psutil.Process(pid).kill).start()

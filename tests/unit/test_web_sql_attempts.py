@@ -75,7 +75,8 @@ def test_an_attempt_gains_nothing_and_the_next_statement_is_answered(target, num
     """Its status is that of the table; no file is read, made or reached; the service is alive."""
     attempt = ATTEMPTS[number]
     status, headers, body = target.post(attempt.body)
-    assert status == attempt.status, body[:500]
+    wanted = (attempt.status,) if isinstance(attempt.status, int) else attempt.status
+    assert status in wanted, body[:500]
     assert CANARY.encode() not in body
     if status == SHORTENED:
         answer = orjson.loads(body)
