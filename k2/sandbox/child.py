@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from k2.sandbox import walls
 from k2.sandbox.files import Asked, PlannedFiles, name_of
-from k2.sandbox.statement import Refused, examine, place
+from k2.sandbox.statement import Refused, examine, place, system_views
 from k2.sandbox.wire import Channel, Message
 
 __all__ = ["main"]
@@ -61,8 +61,11 @@ class _Over(Exception):
 class _Process:
     """Takes messages in one thread, and runs statements in another."""
 
-    def __init__(self, channel: Channel, folder: Path, limits: _Limits) -> None:
+    def __init__(
+        self, channel: Channel, folder: Path, limits: _Limits, system: frozenset[str]
+    ) -> None:
         self._channel, self._folder, self._limits = channel, folder, limits
+        self._system = system
         self._asked = Asked(channel)
         self._work: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._running: duckdb.DuckDBPyConnection | None = None
@@ -72,6 +75,7 @@ class _Process:
         while True:
             files = PlannedFiles(self._asked)
             database = self._database(files)  # before it is needed: it takes 20 ms
+            examine(database, "SELECT 1", self._system)
             with contextlib.closing(files), contextlib.closing(database):
                 self._running = database
                 said = self._statement(database, self._work.get().head)
@@ -119,7 +123,7 @@ class _Process:
         """Run one; returns the last message about it."""
         sql, self._asked.failed = asked["sql"], False
         try:
-            tables = examine(database, sql)
+            tables = examine(database, sql, self._system)
             self._channel.send({"tables": tables, "cpu_seconds": time.process_time()})
             plan = self._work.get()
             if plan.file is None:
@@ -229,18 +233,23 @@ def _named_once(schema: pa.Schema) -> pa.Schema:
     return pa.schema(fields)
 
 
-def _rehearse() -> None:
-    """Use once all that is imported or opened when it is first used: later nothing can be."""
+def _rehearse() -> frozenset[str]:
+    """Use once all that is imported or opened when it is first used: later nothing can be.
+
+    Returns DuckDB's own views.
+    """
     with contextlib.closing(duckdb.connect(":memory:", config={"threads": "1"})) as database:
         sql = (
             "SELECT $a::DECIMAL(18, 8) AS a, now() AS b, uuid() AS c, [1.5] AS d, DATE '2020-01-01'"
         )
         (batch,) = database.sql(sql, params={"a": "1.5"}).to_arrow_reader(BATCH_ROWS)
-        examine(database, "SELECT 1")
+        system = system_views(database)
+        examine(database, "SELECT 1", system)
         with pa.ipc.new_stream(pa.BufferOutputStream(), batch.schema) as writer:
             writer.write_batch(batch)
         with contextlib.suppress(duckdb.Error):
             database.execute("SELECT ?", [[1, "a", None, 1.5, True]])
+        return system
 
 
 def main() -> None:
@@ -248,12 +257,12 @@ def main() -> None:
     end, parent, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     limits = _Limits(*map(int, sys.argv[4:8]))
     walls.die_with_parent(parent)
-    _rehearse()
+    system = _rehearse()
     walls.limit(limits.memory + OVERHEAD_BYTES, limits.bytes + _FILE_SLACK, _FILES_MAX)
     missing = walls.raise_walls(folder)
     channel = Channel(socket.socket(fileno=end), takes_files=True)
     channel.send({"walls_missing": missing, "pid": os.getpid()})
-    _Process(channel, folder, limits).run()
+    _Process(channel, folder, limits, system).run()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from k2.sandbox.plan import Plan, Planner
 from k2.sandbox.wire import BODY_BYTES_MAX, Channel
 from k2.settings import Settings
 
-__all__ = ["Sandbox"]
+__all__ = ["Sandbox", "environment"]
 
 THREADS = 2
 _START_S = 30.0
@@ -72,7 +72,7 @@ class Sandbox:
             self._process = subprocess.Popen(
                 self._command(theirs.fileno()),
                 cwd=self._folder,
-                env=_environment(),
+                env=environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=errors,
@@ -293,7 +293,8 @@ _MET = {
 }
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """All that a process inherits: no secret."""
     own = {name: os.environ[name] for name in _INHERITED if name in os.environ}
     return {**_ENVIRONMENT, **own}
 

@@ -11,7 +11,7 @@ from typing import Any
 import duckdb
 import orjson
 
-__all__ = ["TABLES", "Refused", "examine", "place"]
+__all__ = ["TABLES", "Refused", "examine", "place", "system_views"]
 
 #: Tables that a statement may name.
 TABLES = ("trades", "quotes", "bars", "gaps", "snapshots")
@@ -34,8 +34,11 @@ class Refused(Exception):
         self.at = at
 
 
-def examine(connection: duckdb.DuckDBPyConnection, sql: str) -> list[str]:
+def examine(connection: duckdb.DuckDBPyConnection, sql: str, system: frozenset[str]) -> list[str]:
     """Return the tables that a statement names, in the order of `TABLES`.
+
+    Args:
+        system: as from `system_views`.
 
     Raises:
         Refused: it is not one SELECT, or names what is no table or may not be called.
@@ -56,7 +59,7 @@ def examine(connection: duckdb.DuckDBPyConnection, sql: str) -> list[str]:
     if tree.get("error"):
         raise Refused(tree.get("error_message", "it cannot be read"), _whole(tree.get("position")))
     nodes = list(_nodes(tree))
-    own = _defined(nodes) - _system(connection)
+    own = _defined(nodes) - system
     named = {name for node in nodes if (name := _check(node, own)) is not None}
     return [name for name in TABLES if name in named]
 
@@ -86,10 +89,10 @@ def _defined(nodes: list[dict[str, Any]]) -> set[str]:
     return {entry["key"].lower() for entries in maps for entry in entries}
 
 
-def _system(connection: duckdb.DuckDBPyConnection) -> set[str]:
+def system_views(connection: duckdb.DuckDBPyConnection) -> frozenset[str]:
     """DuckDB's own views: a name that WITH gives in one place may mean one of them in another."""
     rows = connection.execute("SELECT view_name FROM duckdb_views() WHERE internal").fetchall()
-    return {name.lower() for (name,) in rows}
+    return frozenset(name.lower() for (name,) in rows)
 
 
 def _check(node: dict[str, Any], own: set[str]) -> str | None:

@@ -1,6 +1,8 @@
 """Statements in a real sandbox process over a real Iceberg table."""
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from decimal import Decimal
@@ -17,6 +19,7 @@ from k2.query.engine import Engine
 from k2.query.rows import Stop
 from k2.sandbox.files import OPEN_MAX
 from k2.sandbox.pool import Pool
+from k2.sandbox.process import environment
 from k2.schemas import TRADES
 from tests.statements import SECOND, START, TRADES_EACH, lake
 
@@ -293,6 +296,46 @@ def test_the_processes_end_with_the_pool_and_leave_no_folder(tmp_path):
     catalog.close()
     assert not psutil.pid_exists(pid)
     assert list((tmp_path / "spill").iterdir()) == []
+
+
+_WORKER = """
+import sys
+from pathlib import Path
+from k2.lake.catalog import open_catalog
+from k2.query.rows import Stop
+from k2.sandbox.pool import Pool
+from k2.settings import Settings
+settings = Settings(data=Path(sys.argv[1]))
+pool = Pool(open_catalog(settings), settings)
+pool.run("SELECT 1", [], "arrow", Stop()).close()
+print(*pool.pids(), flush=True)
+pool.run("SELECT pg_sleep(25)", [], "arrow", Stop())
+"""
+
+
+def test_a_process_does_not_outlive_a_worker_that_is_killed(place):
+    """Not even within a statement; and the next worker removes the folder that it left."""
+    catalog, settings = place
+    argv = [sys.executable, "-c", _WORKER, str(settings.data)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as worker:
+        process = psutil.Process(int(worker.stdout.readline()))
+        folder = Path(process.cwd())
+        worker.kill()
+    assert process.wait(10) is None or not process.is_running()
+    assert folder.exists()
+    pool = Pool(catalog, settings)
+    pool.run("SELECT 1", [], "arrow", Stop()).close()
+    pool.close()
+    assert not folder.exists()
+
+
+def test_a_process_inherits_no_secret(monkeypatch):
+    monkeypatch.setenv("K2_S3_SECRET_KEY", "secret")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("PYTHONPATH", "somewhere")
+    given = environment()
+    assert given["PYTHONPATH"] == "somewhere"
+    assert "secret" not in given.values()
 
 
 def test_limits_are_named_with_their_value(tmp_path):

@@ -1,13 +1,12 @@
 """What a process may do once its walls stand; asked of the kernel, without DuckDB between."""
 
-import os
 import socket
 import subprocess
 import sys
 
 import pytest
 
-from k2.sandbox.process import _ENVIRONMENT
+from k2.sandbox.process import environment
 
 #: Each is run behind the walls; `F` is the own folder, `P` another one, `PORT` one that listens.
 TRIED = {
@@ -68,7 +67,7 @@ def test_behind_the_walls(tmp_path, what):
         port = str(listener.getsockname()[1])
         said = subprocess.run(
             [sys.executable, "-c", _SCRIPT, str(own), str(other), port, code],
-            env={**_ENVIRONMENT, **{k: v for k, v in os.environ.items() if k == "PYTHONPATH"}},
+            env=environment(),
             capture_output=True,
             text=True,
             timeout=60,
