@@ -134,5 +134,6 @@ def _point(text: str, exc: BadSql) -> None:
     """The line of the statement that is wrong, and a caret below the place."""
     if exc.position is not None:
         line, column = exc.position["line"], exc.position["column"]
+        shown = text.split("\n")[line - 1]
         note(f"line {line}, column {column}:")
-        click.echo(f"  {text.splitlines()[line - 1]}\n  {' ' * (column - 1)}^", err=True)
+        click.echo(f"  {shown}\n  {' ' * (column - 1)}^", err=True)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import resource
 import select
-import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import duckdb
@@ -22,32 +19,20 @@ from k2.errors import BadSql, CatalogUnavailable, K2Error, SandboxDied, SqlLimit
 from k2.query.rows import Stop
 from k2.sandbox.answer import Answer
 from k2.sandbox.plan import Plan, Planner
+from k2.sandbox.surroundings import Folder, environment
 from k2.sandbox.wire import BODY_BYTES_MAX, Channel
 from k2.settings import Settings
 
-__all__ = ["Sandbox", "environment"]
+__all__ = ["Sandbox"]
 
 THREADS = 2
 _START_S = 30.0
-_LOOK_EVERY_S = 0.02
+_LOOK_EVERY_MS = 20
 #: A statement that is told to stop may take this long; then its process is killed.
 _GRACE_S = 0.5
 #: A message comes whole within this time.
 _MESSAGE_S = 10.0
 _CPU_SLACK_S = 10
-_FOLDER = "sql-"
-#: Names of places that Python needs where it is not installed as usual; nothing else is inherited.
-_INHERITED = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONPATH")
-_ENVIRONMENT = {
-    "LANG": "C.UTF-8",
-    "TZ": "UTC",
-    # No threads before the walls stand, which hold for a thread and for those that it starts.
-    "JE_ARROW_MALLOC_CONF": "background_thread:false",
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-    "OPENBLAS_NUM_THREADS": "1",
-    # A process has an address space to keep within.
-    "MALLOC_ARENA_MAX": "2",
-}
 
 
 class Sandbox:
@@ -62,10 +47,12 @@ class Sandbox:
         self._settings, self._planner = settings, planner
         self._spill = settings.data.resolve() / "spill"
         self._spill.mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=self._spill))
-        self._held = _hold(self._folder)
+        self._own = Folder(self._spill)
+        self._folder = self._own.path
         self._end, theirs = socket.socketpair()
         self._channel = Channel(self._end)
+        self._said = select.poll()
+        self._said.register(self._end, select.POLLIN)
         self._reading: dict[int, pa.NativeFile] = {}
         self._trouble: OSError | None = None
         with theirs, (self._folder / "stderr").open("wb") as errors:
@@ -109,8 +96,7 @@ class Sandbox:
         self._process.kill()
         self._process.wait()
         self._channel.close()
-        os.close(self._held)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._own.close()
 
     def run(
         self, sql: str, parameters: list[Any] | dict[str, Any], form: str, stop: Stop
@@ -188,7 +174,7 @@ class Sandbox:
                     raise why
                 # Again and again: DuckDB forgets one that comes before a statement begins.
                 self._channel.send({"stop": True})
-            if not select.select([self._end], [], [], _LOOK_EVERY_S)[0]:
+            if not self._said.poll(_LOOK_EVERY_MS):
                 continue
             message = self._receive()
             if "open" in message or "read" in message:
@@ -291,34 +277,3 @@ _MET = {
     "sql_memory_max": "the statement needs more memory than",
     "sql_bytes_max": "the answer has more bytes, or the statement spills more, than",
 }
-
-
-def environment() -> dict[str, str]:
-    """All that a process inherits: no secret."""
-    own = {name: os.environ[name] for name in _INHERITED if name in os.environ}
-    return {**_ENVIRONMENT, **own}
-
-
-def _hold(folder: Path) -> int:
-    """Lock a folder as long as this process lives; remove those of others that no longer do."""
-    for other in folder.parent.glob(f"{_FOLDER}*"):
-        held = _locked(other) if other != folder else None
-        if held is not None:
-            shutil.rmtree(other, ignore_errors=True)
-            os.close(held)
-    held = _locked(folder)
-    assert held is not None
-    return held
-
-
-def _locked(folder: Path) -> int | None:
-    try:
-        place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError:
-        return None  # gone
-    try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(place)
-        return None
-    return place

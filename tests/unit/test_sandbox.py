@@ -19,7 +19,7 @@ from k2.query.engine import Engine
 from k2.query.rows import Stop
 from k2.sandbox.files import OPEN_MAX
 from k2.sandbox.pool import Pool
-from k2.sandbox.process import environment
+from k2.sandbox.surroundings import environment
 from k2.schemas import TRADES
 from tests.statements import SECOND, START, TRADES_EACH, lake
 

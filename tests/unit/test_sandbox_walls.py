@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from k2.sandbox.process import environment
+from k2.sandbox.surroundings import environment
 
 #: Each is run behind the walls; `F` is the own folder, `P` another one, `PORT` one that listens.
 TRIED = {
