@@ -52,4 +52,6 @@ app.web.web_app.router.add_routes(
     instruments.routes(Instruments(table, open_registry(app.settings)))
 )
 app.web.web_app.router.add_routes(silence.routes(ingest.silence.report))
-app.web.web_app.router.add_routes(sql.routes(Pool(open_catalog(app.settings), app.settings)))
+statements = Pool(open_catalog(app.settings), app.settings)
+app.web.web_app.router.add_routes(sql.routes(statements))
+app.web.web_app.on_cleanup.append(sql.closing(statements))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -13,7 +14,7 @@ from k2.sandbox.pool import Pool
 from k2.web.answers import form_of, stream
 from k2.web.params import Parameters
 
-__all__ = ["BODY_BYTES_MAX", "routes"]
+__all__ = ["BODY_BYTES_MAX", "closing", "routes"]
 
 BODY_BYTES_MAX = 1024 * 1024
 _BODY_S = 10.0
@@ -39,6 +40,15 @@ def routes(pool: Pool) -> list[web.RouteDef]:
             turn.release()
 
     return [web.post("/v1/sql", sql)]
+
+
+def closing(pool: Pool) -> Callable[[web.Application], Awaitable[None]]:
+    """For the end of the server: it ends the processes."""
+
+    async def close(_: web.Application) -> None:
+        await asyncio.to_thread(pool.close)
+
+    return close
 
 
 async def _asked(request: web.Request) -> dict[str, Any]:
