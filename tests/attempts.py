@@ -208,6 +208,8 @@ ATTEMPTS = [
     _with("SELECT 1", "text"),
     _with("SELECT $1::INT", [{"a": {"b": [1]}}]),
     _with("SELECT $1::INT", [10**18]),
+    Attempt("parameters", b'{"sql": "SELECT $1", "parameters": ' + b"[" * 500 + b"]" * 500 + b"}"),
+    Attempt("parameters", b'{"sql": "SELECT $1", "parameters": [[1, [2]]]}'),
     Attempt("bodies", b"[1]"),
     Attempt("bodies", b"{"),
     Attempt("bodies", b"\xff\xfe"),

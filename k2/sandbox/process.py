@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import select
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO
 import duckdb
 import pyarrow as pa
 
-from k2.errors import BadSql, CatalogUnavailable, K2Error, SandboxDied, SqlLimit
+from k2.errors import BadQuery, BadSql, CatalogUnavailable, K2Error, SandboxDied, SqlLimit
 from k2.query.rows import Stop
 from k2.sandbox.answer import Answer
 from k2.sandbox.plan import Plan, Planner
@@ -25,6 +26,8 @@ from k2.settings import Settings
 
 __all__ = ["Sandbox"]
 
+_LOG = logging.getLogger(__name__)
+
 THREADS = 2
 _START_S = 30.0
 _LOOK_EVERY_MS = 20
@@ -33,6 +36,7 @@ _GRACE_S = 0.5
 #: A message comes whole within this time.
 _MESSAGE_S = 10.0
 _CPU_SLACK_S = 10
+_SAID_BYTES = 4096
 
 
 class Sandbox:
@@ -110,6 +114,7 @@ class Sandbox:
 
         Raises:
             BadSql: it is not one SELECT over the tables, or fails.
+            BadQuery: the parameters are no JSON.
             SqlLimit: it met a limit, which is named.
             CatalogUnavailable: a table or a file of it cannot be read.
             SandboxDied: the process ended.
@@ -126,7 +131,10 @@ class Sandbox:
             self._trouble = None
 
     def _run(self, statement: dict[str, Any], form: str, until: float, stop: Stop) -> Answer:
-        self._channel.send(statement)
+        try:
+            self._channel.send(statement)
+        except TypeError as exc:  # nested deeper than JSON may be, or no JSON at all
+            raise BadQuery("parameters", str(exc)) from exc
         told = self._wait(until, stop, Plan())
         if "tables" not in told:
             raise self._error(told)
@@ -264,11 +272,11 @@ class Sandbox:
             how = f"exit code {code}" if code >= 0 else f"signal {-code}"
         except subprocess.TimeoutExpired:
             how = why
-        said = (self._folder / "stderr").read_bytes()[-2000:].decode(errors="replace").strip()
+        said = (self._folder / "stderr").read_bytes()[-_SAID_BYTES:].decode(errors="replace")
         self.close()
-        return SandboxDied(
-            f"the process of this statement ended: {how}{': ' if said else ''}{said}"
-        )
+        if said.strip():
+            _LOG.error("sandbox process %s ended (%s); it said:\n%s", self.pid, how, said.strip())
+        return SandboxDied(f"the process of this statement ended: {how}")
 
 
 _HINT = "ask for less"
