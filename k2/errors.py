@@ -14,6 +14,10 @@ K2Error
 ├── RegistryUnavailable     the schema registry does not answer
 ├── BadQuery                a query parameter is missing, unknown or impossible
 ├── QueryTooLarge           a query needs more memory than it may have
+├── BadSql                  a statement is not one SELECT over the tables, or fails; says where
+├── SqlLimit                a statement met a limit of time, memory or bytes
+├── SqlBusy                 all processes for SQL are busy
+├── SandboxDied             the process of a statement ended by itself
 ├── PeerUnavailable         the worker that owns what is asked for cannot be asked now
 ├── NotOwner                this worker does not own the partition that it is asked for
 ├── Unauthorized            a request has no API key that is good
@@ -28,9 +32,12 @@ K2Error
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = [
     "AnswerTimeout",
     "BadQuery",
+    "BadSql",
     "BrokerUnavailable",
     "CatalogUnavailable",
     "ChildDied",
@@ -46,8 +53,11 @@ __all__ = [
     "RegistryUnavailable",
     "RequestTimeout",
     "RequestTooLarge",
+    "SandboxDied",
     "SchemaMismatch",
     "SettingError",
+    "SqlBusy",
+    "SqlLimit",
     "TooManyRequests",
     "TopicMissing",
     "TopicRecreated",
@@ -66,6 +76,11 @@ class K2Error(Exception):
     def headers(self) -> dict[str, str]:
         """What an HTTP answer says of it beside its status."""
         return {"Retry-After": "1"} if self.retriable else {}
+
+    @property
+    def members(self) -> dict[str, Any]:
+        """What an HTTP problem has of it beside its detail."""
+        return {}
 
 
 class SettingError(K2Error):
@@ -133,11 +148,46 @@ class BadQuery(K2Error):
         super().__init__(f"{parameter}: {message}")
         self.parameter = parameter
 
+    @property
+    def members(self) -> dict[str, Any]:
+        return {"parameter": self.parameter}
+
 
 class QueryTooLarge(K2Error):
     """Raised when a query needs more memory than `query_memory_max`, spilling included."""
 
     status = 422
+
+
+class BadSql(K2Error):
+    """Raised when a statement is refused or fails; `position` has offset, line and column of it."""
+
+    status = 400
+
+    def __init__(self, message: str, position: dict[str, int] | None = None) -> None:
+        super().__init__(message)
+        self.position = position
+
+    @property
+    def members(self) -> dict[str, Any]:
+        return {} if self.position is None else {"position": self.position}
+
+
+class SqlLimit(K2Error):
+    """Raised when a statement met a limit; names the setting and its value."""
+
+    status = 422
+
+
+class SqlBusy(K2Error):
+    """Raised when no process for SQL became free in time."""
+
+    retriable = True
+    status = 503
+
+
+class SandboxDied(K2Error):
+    """Raised when the process of a statement ended by itself, or does not start."""
 
 
 class PeerUnavailable(K2Error):

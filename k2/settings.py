@@ -221,6 +221,23 @@ class Settings:
         10_000_000, "rows", "Largest `limit` of a query.", 1, 1_000_000_000
     )
     query_memory_max: int = _setting(1024 * MIB, "bytes", "DuckDB's memory.", 64 * MIB, 65536 * MIB)
+    sql_processes: int = _setting(2, "count", "Processes that run SQL, one statement each.", 1, 64)
+    sql_timeout_ms: int = _setting(
+        30_000, "ms", "A statement that takes longer is stopped.", 100, 3_600_000
+    )
+    sql_memory_max: int = _setting(
+        512 * MIB, "bytes", "DuckDB's memory for one statement.", 64 * MIB, 65536 * MIB
+    )
+    sql_rows_max: int = _setting(
+        1_000_000, "rows", "Rows of a statement's answer; more are cut off.", 1, 1_000_000_000
+    )
+    sql_bytes_max: int = _setting(
+        256 * MIB,
+        "bytes",
+        "Arrow size of a statement's answer, and what it may spill.",
+        MIB,
+        65536 * MIB,
+    )
 
     def __post_init__(self) -> None:
         for spec in fields(self):
@@ -234,6 +251,11 @@ class Settings:
             raise SettingError(
                 f"shutdown_timeout_ms: {self.shutdown_timeout_ms} must be below "
                 f"session_timeout_ms ({self.session_timeout_ms}), else a flush outlives the lease"
+            )
+        if self.sql_timeout_ms >= self.answer_timeout_ms:
+            raise SettingError(
+                f"sql_timeout_ms: {self.sql_timeout_ms} must be below answer_timeout_ms "
+                f"({self.answer_timeout_ms}): an answer of SQL begins when it is complete"
             )
         if self.fetch_bytes_max > self.inflight_bytes_max:
             raise SettingError(

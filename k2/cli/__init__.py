@@ -27,6 +27,7 @@ COMMANDS = {
     "resume": "k2.cli.resume:resume",
     "silence": "k2.cli.silence:silence",
     "simulate": "k2.cli.feeds:simulate",
+    "sql": "k2.cli.sql:sql",
     "state": "k2.cli.state:state",
     "status": "k2.cli.query:status",
     "symbol": "k2.cli.symbol:symbol",

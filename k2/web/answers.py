@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import orjson
 from aiohttp import web
 
-from k2.errors import BadQuery, K2Error
+from k2.errors import K2Error
 from k2.query.formats import Encoder
 from k2.query.rows import Rows, Stop
 from k2.web.formats import MEDIA_TYPES, choose
@@ -57,9 +57,8 @@ async def _problems(request: web.Request, handler: Handler) -> web.StreamRespons
             # What passes by itself needs no trace.
             trace = None if exc.retriable else exc
             _LOG.error("%s %s: %s", request.method, request.path, exc, exc_info=trace)
-        parameter = exc.parameter if isinstance(exc, BadQuery) else None
         kind = re.sub(r"(?<!^)(?=[A-Z])", "-", type(exc).__name__).lower()
-        return _problem(request, exc.status, kind, str(exc), parameter, exc.headers)
+        return _problem(request, exc.status, kind, str(exc), exc.members, exc.headers)
     except ConnectionError:
         # Nobody is there to read it; raised on, aiohttp would log every client that leaves.
         return web.Response(status=500)
@@ -81,7 +80,7 @@ def _problem(
     status: int,
     kind: str,
     detail: str,
-    parameter: str | None = None,
+    more: dict[str, Any] | None = None,
     headers: dict[str, str] | None = None,
 ) -> web.Response:
     body: dict[str, Any] = {
@@ -89,9 +88,8 @@ def _problem(
         "title": http.HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
+        **(more or {}),
     }
-    if parameter is not None:
-        body["parameter"] = parameter
     return web.Response(
         status=status,
         body=orjson.dumps(body),

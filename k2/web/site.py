@@ -9,8 +9,9 @@ from k2.app import app
 from k2.lake.catalog import open_catalog
 from k2.query.engine import Engine
 from k2.registry import open_registry
+from k2.sandbox.pool import Pool
 from k2.tables.instruments import Instruments, table
-from k2.web import instruments, silence
+from k2.web import instruments, silence, sql
 from k2.web.gate import protect
 from k2.web.internal import Buffers, InHand
 from k2.web.peers import Peers
@@ -51,3 +52,6 @@ app.web.web_app.router.add_routes(
     instruments.routes(Instruments(table, open_registry(app.settings)))
 )
 app.web.web_app.router.add_routes(silence.routes(ingest.silence.report))
+statements = Pool(open_catalog(app.settings), app.settings)
+app.web.web_app.router.add_routes(sql.routes(statements))
+app.web.web_app.on_cleanup.append(sql.closing(statements))

@@ -60,6 +60,7 @@ def test_unknown_setting_is_refused_by_name() -> None:
         ("K2_S3_ENDPOINT", "http://s", "s3_region: empty, but s3_endpoint is http://s"),
         ("K2_S3_PATH_STYLE", "1", "K2_S3_PATH_STYLE: '1' is neither true nor false"),
         ("K2_FETCH_BYTES_MAX", str(128 * 1024 * 1024), "must not exceed inflight_bytes_max"),
+        ("K2_SQL_TIMEOUT_MS", "60000", r"must be below answer_timeout_ms \(60000\)"),
     ],
 )
 def test_impossible_value_is_refused_with_its_limit(

@@ -211,7 +211,7 @@ async def test_headers_that_are_too_large_or_too_many_are_refused_without_a_trac
 
 
 async def test_an_answer_that_does_not_begin_is_given_up(start: Start) -> None:
-    place = await start(answer_timeout_ms=300)
+    place = await start(answer_timeout_ms=300, sql_timeout_ms=100)
     async with ClientSession() as client, client.get(f"{place.url}/v1/never") as answer:
         problem = await answer.json()
         assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
@@ -221,7 +221,7 @@ async def test_an_answer_that_does_not_begin_is_given_up(start: Start) -> None:
 
 
 async def test_an_answer_that_has_begun_may_take_its_time(start: Start) -> None:
-    place = await start(answer_timeout_ms=200)
+    place = await start(answer_timeout_ms=200, sql_timeout_ms=100)
     async with ClientSession() as client, client.get(f"{place.url}/v1/late") as answer:
         assert await answer.read() == b"end"
 

@@ -1,0 +1,1 @@
+"""Statements of anybody, run in processes that can open, reach and keep nothing."""

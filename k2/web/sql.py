@@ -1,0 +1,95 @@
+"""POST /v1/sql: one SELECT over the tables, in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from k2.errors import BadQuery
+from k2.sandbox.pool import Pool
+from k2.web.answers import form_of, stream
+from k2.web.params import Parameters
+
+__all__ = ["closing", "routes"]
+
+_KNOWN = ("sql", "parameters", "format")
+
+
+def routes(pool: Pool) -> list[web.RouteDef]:
+    """The view over `pool`."""
+
+    async def sql(request: web.Request) -> web.StreamResponse:
+        Parameters(request.query, ())
+        asked = await _asked(request)
+        form = form_of(request, Parameters(_format(asked), ("format",)))
+        statement, parameters = _statement(asked), _parameters(asked)
+        turn = await pool.turn()
+        try:
+            return await stream(
+                request,
+                form,
+                lambda stop: pool.run(statement, parameters, form, stop, turn),
+            )
+        finally:
+            turn.release()
+
+    return [web.post("/v1/sql", sql)]
+
+
+def closing(pool: Pool) -> Callable[[web.Application], Awaitable[None]]:
+    """For the end of the server: it ends the processes."""
+
+    async def close(_: web.Application) -> None:
+        await asyncio.to_thread(pool.close)
+
+    return close
+
+
+async def _asked(request: web.Request) -> dict[str, Any]:
+    """The body, whose size and time `k2.web.slow` limits.
+
+    Raises:
+        BadQuery: it is no JSON object, or one with other fields.
+        web.HTTPException: it is of another type.
+    """
+    # A page of another site may send text unasked, but not this.
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(reason="application/json is wanted")
+    try:
+        asked = orjson.loads(await request.read())
+    except orjson.JSONDecodeError as exc:
+        raise BadQuery("body", f"no JSON: {exc}") from exc
+    if not isinstance(asked, dict):
+        raise BadQuery("body", "not a JSON object")
+    if unknown := [name for name in asked if name not in _KNOWN]:
+        raise BadQuery(str(unknown[0])[:100], f"unknown; known: {', '.join(_KNOWN)}")
+    return asked
+
+
+def _statement(asked: dict[str, Any]) -> str:
+    sql = asked.get("sql")
+    if not isinstance(sql, str) or not sql.strip():
+        raise BadQuery("sql", "a statement is wanted, as text")
+    return sql
+
+
+def _parameters(asked: dict[str, Any]) -> list[Any] | dict[str, Any]:
+    parameters = asked.get("parameters")
+    if parameters is None:
+        return []
+    if not isinstance(parameters, list | dict):
+        raise BadQuery("parameters", "neither a list of values nor an object of them by name")
+    return parameters
+
+
+def _format(asked: dict[str, Any]) -> dict[str, str]:
+    form = asked.get("format")
+    if form is None:
+        return {}
+    if not isinstance(form, str):
+        raise BadQuery("format", "not text")
+    return {"format": form}
