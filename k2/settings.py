@@ -190,6 +190,7 @@ class Settings:
         10_000_000, "rows", "Largest `limit` of a query.", 1, 1_000_000_000
     )
     query_memory_max: int = _setting(1024 * MIB, "bytes", "DuckDB's memory.", 64 * MIB, 65536 * MIB)
+    replays_max: int = _setting(8, "count", "Replays of a worker at once.", 1, 1000)
 
     def __post_init__(self) -> None:
         for spec in fields(self):

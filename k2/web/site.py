@@ -9,11 +9,13 @@ from k2.app import app
 from k2.lake.catalog import open_catalog
 from k2.query.engine import Engine
 from k2.registry import open_registry
+from k2.replay.archive import Archive
 from k2.tables.instruments import Instruments, table
 from k2.web import instruments, silence
 from k2.web.answers import middlewares
 from k2.web.internal import Buffers, InHand
 from k2.web.peers import Peers
+from k2.web.replay import Replays
 from k2.web.symbols import Symbols
 from k2.web.views import routes
 
@@ -49,5 +51,8 @@ app.web.web_app.router.add_routes(
 )
 app.web.web_app.router.add_routes(
     instruments.routes(Instruments(table, open_registry(app.settings)))
+)
+app.web.web_app.router.add_routes(
+    Replays(Archive(open_catalog(app.settings), app.settings), app.settings.replays_max).routes()
 )
 app.web.web_app.router.add_routes(silence.routes(ingest.silence.report))
