@@ -6,7 +6,7 @@ Replays have a DuckDB of their own: they and the queries do not take each other'
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -29,7 +29,7 @@ from k2.replay.plan import Manifests
 from k2.schemas import KINDS, Kind
 from k2.settings import Settings
 
-__all__ = ["Archive", "Moment", "Selection", "readable", "view"]
+__all__ = ["Archive", "Moment", "Selection", "next_offsets", "readable", "view"]
 
 _GLOB = frozenset("*?[{")
 
@@ -82,6 +82,7 @@ class Archive:
     def __init__(self, catalog: Catalog, settings: Settings) -> None:
         self._catalog, self._settings = catalog, settings
         self.manifests = {kind: Manifests() for kind in KINDS}
+        self.ledger = Manifests()
         spill = settings.data.resolve() / "spill" / f"replay-{os.getpid()}-{id(self):x}"
         spill.parent.mkdir(parents=True, exist_ok=True)  # DuckDB makes only the last part
         self._database = duckdb.connect(
@@ -110,33 +111,41 @@ class Archive:
         Raises:
             CatalogUnavailable: one cannot be loaded.
         """
-        tables = {
-            kind: load_table(self._catalog, table_name(self._settings, kind)) for kind in KINDS
-        }
+        tables = {kind: self.table(kind) for kind in KINDS}
         following: dict[Source, int] = {}
         for table in tables.values():
-            offsets = decode(_said(table, OFFSETS_PROPERTY))
             # Of what an operator moved back or made K2 forget, the rows that there were.
-            following |= told(offsets, decode_moves(_said(table, MOVES_PROPERTY)))
+            following |= told(next_offsets(table), decode_moves(_said(table, MOVES_PROPERTY)))
         heads = {kind: table.current_snapshot() for kind, table in tables.items()}
         seen = tuple((head.sequence_number or 0) if head else 0 for head in heads.values())
         ids = {kind.name: head.snapshot_id if head else None for kind, head in heads.items()}
         return Moment(tables, Pin(following, seen), ids)
 
-    def at(self, text: str) -> tuple[Moment, Cursor]:
+    def at(self, text: str, known: Iterable[Source] = ()) -> tuple[Moment, Cursor]:
         """Load the tables, and read a cursor of them.
+
+        Args:
+            known: further sources that there are, of which nothing may be committed yet.
 
         Raises:
             BadQuery: it is none of this lake.
             CatalogUnavailable: a table cannot be loaded, or is older than the cursor.
         """
         moment = self.now()
-        cursor = parse(text, moment.pin.following)
+        cursor = parse(text, {*moment.pin.following, *known})
         if not cursor.pin.live:
             for source, offset in cursor.pin.following.items():
                 if (found := moment.pin.following.get(source, 0)) < offset:
                     raise CatalogUnavailable(f"{source}: read up to {found}, not {offset}")
         return moment, cursor
+
+    def table(self, kind: Kind) -> Table:
+        """Load the table of a kind.
+
+        Raises:
+            CatalogUnavailable: it cannot be loaded.
+        """
+        return load_table(self._catalog, table_name(self._settings, kind))
 
     def gaps(self) -> Table | None:
         """Load the gap ledger, after the records' tables; None: there is none."""
@@ -146,6 +155,11 @@ class Archive:
             if isinstance(exc.__cause__, NoSuchTableError):
                 return None
             raise
+
+
+def next_offsets(table: Table) -> dict[Source, int]:
+    """Where the newest snapshot of a table ends, by source."""
+    return decode(_said(table, OFFSETS_PROPERTY))
 
 
 def _said(table: Table, name: str) -> str | None:

@@ -24,12 +24,12 @@ Int64s = npt.NDArray[np.int64]
 US_MIN, US_MAX = -(2**63) // 1000 - 1, (2**63 - 1) // 1000 + 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class _File:
     path: str
     number: int  # the sequence number of the snapshot that brought it
     rows: int
-    low: int  # µs, of event_time, inclusive
+    low: int  # µs, of event_time or seen_at, inclusive
     high: int
     offset: int  # the least kafka_offset
 
@@ -74,9 +74,30 @@ class Manifests:
         listed = [f for f in self._listed(table) if f.number <= beyond or f.offset < most]
         return Files(listed)
 
-    def newer(self, table: Table, seen: int) -> list[str]:
-        """Paths of what came after the snapshot with this sequence number."""
-        return [file.path for file in self._listed(table, seen) if file.number > seen]
+    def newer(self, table: Table, seen: int, rows: int) -> Iterator[tuple[int, list[str]]]:
+        """What came after the snapshot of a sequence number, a few snapshots at a time.
+
+        K2 writes the rows of a source in the order of their offsets: so they come in that order.
+
+        Args:
+            rows: of files that are given together, about; those of one snapshot always are.
+
+        Returns:
+            The sequence number through which the files reach, and their paths.
+        """
+        listed = sorted((file.number, file) for file in self._listed(table, seen))
+        paths: list[str] = []
+        count, reached = 0, seen
+        for number, file in listed:
+            if number <= seen:
+                continue
+            if number > reached and count >= rows:
+                yield reached, paths
+                paths, count = [], 0
+            paths.append(file.path)
+            count, reached = count + file.rows, number
+        if paths:
+            yield reached, paths
 
     def _listed(self, table: Table, seen: int = -1) -> Iterator[_File]:
         snapshot = table.current_snapshot()
@@ -101,12 +122,12 @@ class Manifests:
 def _read(manifest: ManifestFile, table: Table) -> tuple[_File, ...]:
     if manifest.content == ManifestContent.DELETES:
         raise SchemaMismatch(f"{'.'.join(table.name())}: somebody has deleted rows: no replay")
-    ids = {n: table.schema().find_field(n).field_id for n in ("event_time", "kafka_offset")}
+    fields = {field.name: field.field_id for field in table.schema().fields}
+    time, offset = fields.get("event_time", fields.get("seen_at", -1)), fields["kafka_offset"]
     found = []
     for entry in manifest.fetch_manifest_entry(table.io):
         file = entry.data_file
         lower, upper = file.lower_bounds or {}, file.upper_bounds or {}
-        time, offset = ids["event_time"], ids["kafka_offset"]
         found.append(
             _File(
                 file.file_path,

@@ -17,13 +17,15 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from k2.errors import BadQuery
-from k2.query.engine import check_bounds
+from k2.errors import BadQuery, CatalogUnavailable, PeerUnavailable
+from k2.query.engine import NS_MAX, check_bounds
 from k2.query.rows import Stop
+from k2.query.span import Span
 from k2.replay.archive import Archive, Moment, Selection
-from k2.replay.cursor import START, Pin, Position
+from k2.replay.cursor import START, Cursor, Pin, Position
 from k2.replay.digest import Digest
 from k2.replay.history import History
+from k2.replay.live import Gather, Live
 from k2.replay.pace import SPEED_MAX, Pace
 
 __all__ = ["THREADS", "Control", "Play", "Reader", "speed_of"]
@@ -31,6 +33,8 @@ __all__ = ["THREADS", "Control", "Play", "Reader", "speed_of"]
 #: Of their own: replays and queries do not wait for each other's threads.
 THREADS = ThreadPoolExecutor(4, thread_name_prefix="k2-replay")
 HEARTBEAT_S = 5.0
+#: How often the workers are asked for what is new.
+POLL_S = 0.05
 #: Rows of one piece; what is written at once, and how far a command can be late.
 PIECE_ROWS = 32_768
 _STOP_EVERY_S = 0.02
@@ -117,7 +121,7 @@ class _Begun:
     moment: Moment
     pin: Pin
     which: Selection
-    after: Position
+    after: Position  # live, if the pin is: no history is left
     since: str | int | None = None  # the cursor or the time, ns, that it was begun at
 
 
@@ -130,8 +134,17 @@ class Play:
         which: Selection,
         speed: float = 0.0,
         cursor: str | None = None,
+        follow: Gather | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`follow`: how to ask the workers for what comes behind the history; None: it ends there.
+
+        Raises:
+            BadQuery: to follow, there must be no end.
+        """
+        if follow is not None and which.end_ns is not None:
+            raise BadQuery("end", "not together with follow")
+        self._follow = follow
         self.control = Control(which.end_ns)
         self._archive, self._which, self._text = archive, which, cursor
         self._pace = Pace(speed, clock)
@@ -150,20 +163,31 @@ class Play:
         Raises:
             BadQuery: the cursor is none of this lake.
             CatalogUnavailable: a table cannot be loaded.
+            PeerUnavailable: the workers must be asked, and cannot.
         """
-        self._begun = await self._in_thread(self._begin)
-
-    def _begin(self) -> _Begun:
         if self._text is None:
-            moment = self._archive.now()
-            return _Begun(moment, moment.pin, self._which, START)
-        moment, cursor = self._archive.at(self._text)
-        if cursor.pin.live:
+            moment = await self._in_thread(self._archive.now)
+            self._begun = _Begun(moment, moment.pin, self._which, START)
+            return
+        moment, cursor = await self._taken_up(self._text)
+        if cursor.pin.live and self._follow is None:
             raise BadQuery("cursor", "it is of a live record: ask with follow=true")
-        return _Begun(moment, cursor.pin, self._which, cursor.position, self._text)
+        self._begun = _Begun(moment, cursor.pin, self._which, cursor.position, self._text)
+
+    async def _taken_up(self, text: str) -> tuple[Moment, Cursor]:
+        try:
+            return await self._in_thread(lambda: self._archive.at(text))
+        except BadQuery:
+            if self._follow is None:
+                raise
+        # It may be of a topic of which nothing is committed yet: the owners know it.
+        nothing = Span(start_ns=NS_MAX)
+        asked = [await self._follow(kind, nothing, {}) for kind in self._which.kinds]
+        known = {part.source for fresh in asked for part in fresh.parts}
+        return await self._in_thread(lambda: self._archive.at(text, known))
 
     async def run(self, reader: Reader) -> None:
-        """Replay to the end.
+        """Replay to the end; if it follows, until the reader has gone.
 
         Raises:
             CatalogUnavailable, QueryTooLarge: as `History.read`.
@@ -173,22 +197,64 @@ class Play:
             begun = self._begun
             self._cursor = begun.pin.cursor(begun.after)
             await self._say(reader, "replay_started", speed=self._pace.speed, since=begun.since)
-            digest = await self._history(reader, begun)
-            if digest is not None:
-                break
+            if begun.pin.live:
+                await self._live(reader, Cursor(begun.pin, begun.after))
+            else:
+                digest = await self._history(reader, begun)
+                if digest is not None:
+                    done = await self._completed(reader, begun, digest)
+                    if self._follow is None:
+                        return
+                    await self._live(reader, Cursor(done, START))
             await self._sought()
+
+    async def _completed(self, reader: Reader, begun: _Begun, digest: Digest) -> Pin:
         done = Pin(begun.pin.following, begun.pin.seen, live=True)
         self._cursor = done.cursor(START)
         counts = {f"{name}s": count for name, count in digest.counts.items()}
         await self._say(reader, "replay_completed", **counts, digest=digest.text, since=begun.since)
+        return done
 
     async def _sought(self) -> None:
-        """Begin anew at another time; of the same pin, so that nothing else changes."""
+        """Begin anew at another time: of the same pin, or behind what is live of a new one."""
         to, self.control.seek = self.control.seek, None
         given, begun = self._which, self._begun
         which = Selection(given.kinds, given.exchange, given.symbols, to, given.end_ns)
         self._pace.rest()
-        self._begun = _Begun(begun.moment, begun.pin, which, START, to)
+        moment, pin = begun.moment, begun.pin
+        if self._follow is not None:
+            moment = await self._in_thread(self._archive.now)
+            pin = moment.pin
+        self._begun = _Begun(moment, pin, which, START, to)
+
+    async def _live(self, reader: Reader, cursor: Cursor) -> None:
+        """Send what comes, as it comes, until the reader wants another time."""
+        assert self._follow is not None
+        live = Live(self._archive, self._follow, self._which, cursor, self._in_thread, Stop())
+        why = ""
+        while not await self._ordered(reader):
+            began = time.monotonic()
+            try:
+                async for rows in live.round():
+                    for first in range(0, rows.num_rows, PIECE_ROWS):
+                        await self._send(reader, rows.slice(first, PIECE_ROWS))
+                        if self.control.seek is not None:
+                            return
+                why = ""
+            except (PeerUnavailable, CatalogUnavailable) as exc:
+                # While partitions change hands, or the catalog is away: it goes on where it is.
+                if not why:
+                    why = str(exc)
+                    await self._say(reader, "waiting", detail=why)
+            self._cursor = live.cursor
+            await self._rest(reader, max(0.0, POLL_S - (time.monotonic() - began)))
+
+    async def _send(self, reader: Reader, rows: pa.Table) -> None:
+        began = time.monotonic()
+        await reader.rows(rows)
+        self._said = time.monotonic()
+        self._pace.sent(self._said - began)
+        self._cursor = rows["cursor"][-1].as_py()
 
     async def _history(self, reader: Reader, begun: _Begun) -> Digest | None:
         """Send all of a history; None: the reader wants another time."""
@@ -207,11 +273,7 @@ class Play:
             while (rows := await self._waited(reader, ahead)) is not None:
                 ahead = read(history.read)
                 async for piece in self._pieces(reader, rows):
-                    began = time.monotonic()
-                    await reader.rows(piece)
-                    self._said = time.monotonic()
-                    self._pace.sent(self._said - began)
-                    self._cursor = piece["cursor"][-1].as_py()
+                    await self._send(reader, piece)
                 if self.control.seek is not None:
                     return None
             return history.digest

@@ -10,9 +10,10 @@ from typing import Any
 import pyarrow as pa
 from aiohttp import WSMsgType, web
 
-from k2.errors import BadQuery, K2Error
+from k2.errors import BadQuery, K2Error, PeerUnavailable
 from k2.replay.archive import Archive, Selection
 from k2.replay.forms import MEDIA_TYPES, Form, form
+from k2.replay.live import Gather
 from k2.replay.play import THREADS, Play, Reader, speed_of
 from k2.schemas import KINDS, Kind
 from k2.web.answers import headers_of
@@ -33,8 +34,9 @@ _ORDER_BYTES_MAX = 4096
 class Replays:
     """The view, and how many replays there may be at once."""
 
-    def __init__(self, archive: Archive, most: int) -> None:
-        self._archive, self._most = archive, most
+    def __init__(self, archive: Archive, most: int, gather: Gather | None = None) -> None:
+        """`gather`: asks all workers for rows that are not committed yet; None: there are none."""
+        self._archive, self._most, self._gather = archive, most, gather
         self._running = 0
 
     def routes(self) -> list[web.RouteDef]:
@@ -53,7 +55,10 @@ class Replays:
             raise web.HTTPTooManyRequests(reason="replays_max")
         self._running += 1
         try:
-            play = Play(self._archive, which, speed_of(query.text("speed") or 0), cursor)
+            follow = self._gather if query.flag("follow") else None
+            if follow is None and query.flag("follow"):
+                raise PeerUnavailable("no workers to be asked: only committed rows")
+            play = Play(self._archive, which, speed_of(query.text("speed") or 0), cursor, follow)
             await play.prepare()
             if socket:
                 return await _converse(request, play, form(name, which.kinds), name == "arrow")

@@ -53,6 +53,8 @@ app.web.web_app.router.add_routes(
     instruments.routes(Instruments(table, open_registry(app.settings)))
 )
 app.web.web_app.router.add_routes(
-    Replays(Archive(open_catalog(app.settings), app.settings), app.settings.replays_max).routes()
+    Replays(
+        Archive(open_catalog(app.settings), app.settings), app.settings.replays_max, buffers.gather
+    ).routes()
 )
 app.web.web_app.router.add_routes(silence.routes(ingest.silence.report))
