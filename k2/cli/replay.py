@@ -11,7 +11,7 @@ import click
 import orjson
 import pyarrow as pa
 
-from k2.cli.output import bounds, note
+from k2.cli.output import bounds, note, opened
 from k2.errors import BadQuery, PeerUnavailable
 from k2.lake.catalog import open_catalog
 from k2.replay.archive import Archive, Selection
@@ -75,7 +75,8 @@ def replay(
         query = {name: str(value) for name, value in asked.items() if value not in (None, "")}
         asyncio.run(_asked(f"{(url or load().url).rstrip('/')}/v1/replay", query))
         return
-    asyncio.run(_read(which, pace, cursor))
+    with opened():  # says what to do where there are no tables
+        asyncio.run(_read(which, pace, cursor))
 
 
 class _Pipe:
@@ -108,9 +109,11 @@ async def _read(which: Selection, speed: float, cursor: str | None) -> None:
     settings = load()
     archive = Archive(open_catalog(settings), settings)
     play = Play(archive, which, speed, cursor)
-    await play.prepare()
-    await play.run(_Pipe(which))
-    archive.close()
+    try:
+        await play.prepare()
+        await play.run(_Pipe(which))
+    finally:
+        archive.close()
 
 
 async def _asked(url: str, query: dict[str, str]) -> None:

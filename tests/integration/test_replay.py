@@ -56,11 +56,9 @@ def test_history_is_the_same_in_every_form(quick: Settings) -> None:
             Feed([trades], TRADES.topic("SIM"), quick, 1e9) as one,
             Feed([quotes], QUOTES.topic("SIM"), quick, 1e9) as two,
         ):
-            one.done.result()
-            two.done.result()
-        for name, count in (("trades", ROWS), ("quotes", ROWS // 2)):
-            until(lambda: committed(quick, name) >= count - 10, 60, f"all {name}")  # noqa: B023
-        time.sleep(2 * quick.flush_age_max_ms / 1000)
+            made = {"trades": one.done.result().count, "quotes": two.done.result().count}
+        for name, count in made.items():
+            until(lambda: committed(quick, name) == count, 60, f"{count} {name}")  # noqa: B023
         records = _replayed(worker)
         done = records[-1]
         keys = [
@@ -69,9 +67,9 @@ def test_history_is_the_same_in_every_form(quick: Settings) -> None:
             if r["type"] in ("trade", "quote")
         ]
         assert keys == sorted(keys)
-        assert len(keys) == committed(quick) + committed(quick, "quotes")
         assert done["type"] == "replay_completed"
-        assert done["trades"] + done["quotes"] == len(keys)
+        assert {name: done[name] for name in made} == made
+        assert len(keys) == sum(made.values())
         assert done["gaps"] == sum(record["type"] == "gap" for record in records) > 0
         status, headers, body = get(f"{worker.url}/v1/replay?format=arrow")
         assert (status, headers["Content-Type"]) == (200, "application/vnd.apache.arrow.stream")
@@ -187,15 +185,13 @@ def test_follower_that_reconnects_at_random_has_every_record_once(quick: Setting
         for worker in (staying, going):
             worker.await_ready()
         until(lambda: committed(quick) > 1000, 60, "some are committed")
-        asyncio.run(_followed(quick, staying, going, one, two))
+        asyncio.run(_followed(staying, going, one, two))
         for worker in (staying, going):
             worker.terminate()
     verify(quick)
 
 
-async def _followed(
-    settings: Settings, staying: Worker, going: Worker, one: Feed, two: Feed
-) -> None:
+async def _followed(staying: Worker, going: Worker, one: Feed, two: Feed) -> None:
     enough = asyncio.Event()
     client = _Client([staying.url, going.url], random.Random(5))
     running = asyncio.create_task(client.run(enough))
@@ -207,14 +203,14 @@ async def _followed(
             assert time.monotonic() < end, f"{what}: {client}"[:2000]
             await asyncio.sleep(0.05)
 
-    await soon(lambda: client.left >= 5 and client.completed, "reconnects")
+    await soon(lambda: client.left >= 3 and client.completed, "reconnects")
     await asyncio.to_thread(going.terminate)
     before = client.count
-    await soon(lambda: client.count > before + 1000, "more, of one worker")
+    await soon(lambda: client.count > before + 500, "more, of one worker")
     going.start()
     await asyncio.to_thread(going.await_ready)
     before, left = client.count, client.left
-    await soon(lambda: client.count > before + 1000 and client.left > left + 3, "more, of two")
+    await soon(lambda: client.count > before + 500 and client.left > left + 2, "more, of two")
     for feed in (one, two):
         feed.stop()
     made = one.done.result().count + two.done.result().count
@@ -224,7 +220,5 @@ async def _followed(
     await running
     assert client.count == made
     for place, offsets in client.offsets.items():
-        assert sorted(offsets) == list(range(len(offsets))), place
-    assert client.connected > 10
-    got = await asyncio.to_thread(committed, settings)
-    assert got > 0
+        assert offsets == list(range(len(offsets))), place
+    assert client.connected > 5
