@@ -121,7 +121,7 @@ class History:
             return _NOTHING
         parameters = {"low": low, "high": high, **given.parameters}
         rows = " UNION ALL BY NAME ".join(parts)
-        if (at := self._after) != START:
+        if (at := self._after) != START and at.ts_event >= low:
             # What was sent up to, in the same order; the first test lets files be skipped.
             rows = f"SELECT * FROM ({rows}) WHERE ts_event >= {at.ts_event} AND ({_ORDER}) > (" + (
                 f"{at.ts_event}, {self._place(at.source)}, {at.offset}, {at.source}, {at.rank})"

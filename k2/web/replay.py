@@ -37,10 +37,15 @@ class Replays:
     def __init__(self, archive: Archive, most: int, gather: Gather | None = None) -> None:
         """`gather`: asks all workers for rows that are not committed yet; None: there are none."""
         self._archive, self._most, self._gather = archive, most, gather
-        self._running = 0
+        self._running: set[asyncio.Task[Any]] = set()
 
     def routes(self) -> list[web.RouteDef]:
         return [web.get(PATH, self._view, allow_head=False)]
+
+    async def close(self, app: web.Application) -> None:
+        """Cut all replays off as the server stops: one that follows would never end."""
+        for task in self._running:
+            task.cancel()
 
     async def _view(self, request: web.Request) -> web.StreamResponse:
         query = Parameters(request.query, _KNOWN)
@@ -51,9 +56,11 @@ class Replays:
             query.time("end"),
         )  # fmt: skip
         cursor = query.text("cursor") or request.headers.get("Last-Event-ID") or None
-        if self._running >= self._most:
+        if len(self._running) >= self._most:
             raise web.HTTPTooManyRequests(reason="replays_max")
-        self._running += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._running.add(task)
         try:
             follow = self._gather if query.flag("follow") else None
             if follow is None and query.flag("follow"):
@@ -64,7 +71,7 @@ class Replays:
                 return await _converse(request, play, form(name, which.kinds), name == "arrow")
             return await _stream(request, play, name, form(name, which.kinds))
         finally:
-            self._running -= 1
+            self._running.discard(task)
 
 
 def _kinds(query: Parameters) -> tuple[Kind, ...]:

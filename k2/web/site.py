@@ -52,9 +52,9 @@ app.web.web_app.router.add_routes(
 app.web.web_app.router.add_routes(
     instruments.routes(Instruments(table, open_registry(app.settings)))
 )
-app.web.web_app.router.add_routes(
-    Replays(
-        Archive(open_catalog(app.settings), app.settings), app.settings.replays_max, buffers.gather
-    ).routes()
+replays = Replays(
+    Archive(open_catalog(app.settings), app.settings), app.settings.replays_max, buffers.gather
 )
+app.web.web_app.router.add_routes(replays.routes())
+app.web.web_app.on_shutdown.append(replays.close)
 app.web.web_app.router.add_routes(silence.routes(ingest.silence.report))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from aiohttp import ClientSession, WSMsgType, web
+from aiohttp import ClientPayloadError, ClientSession, WSMsgType, web
 from aiohttp.test_utils import TestServer
 
 from k2.replay import play
@@ -33,7 +33,9 @@ async def client(tmp_path: Path) -> AsyncIterator[ClientSession]:
     lake.tell(finding(ONE, "g", 2, from_ts=START + SECOND, from_offset=1, to_ts=START + 3 * SECOND))
     archive = Archive(lake.catalog, lake.settings)
     site = web.Application(middlewares=middlewares())
-    site.add_routes(Replays(archive, 2).routes())
+    replays = Replays(archive, 2)
+    site.add_routes(replays.routes())
+    site.on_shutdown.append(replays.close)
     async with TestServer(site) as server, ClientSession(server.make_url("/")) as session:
         yield session
     archive.close()
@@ -215,3 +217,25 @@ async def test_replay_that_fails_says_so_and_where_to_go_on(
     assert (last["type"], last["retriable"]) == ("error", True)
     assert "data files" in last["detail"]
     assert last["cursor"]
+
+
+async def test_server_that_stops_cuts_replays_off(tmp_path: Path) -> None:
+    lake = Lake(tmp_path)
+    lake.commit(TRADES, {ONE: [(n * 3600 * SECOND, "A") for n in range(2)]})
+    archive = Archive(lake.catalog, lake.settings)
+    replays = Replays(archive, 2)
+    site = web.Application(middlewares=middlewares())
+    site.add_routes(replays.routes())
+    site.on_shutdown.append(replays.close)
+    server = TestServer(site)
+    async with (
+        server,
+        ClientSession(server.make_url("/")) as client,
+        client.get("/v1/replay?speed=1") as answer,
+    ):
+        assert b"replay_started" in await answer.content.readline()
+        async with asyncio.timeout(5):
+            await server.close()
+            with pytest.raises(ClientPayloadError):  # nobody takes it for whole
+                await answer.content.read()
+    archive.close()
