@@ -37,6 +37,8 @@ HEARTBEAT_S = 5.0
 POLL_S = 0.05
 #: Rows of one piece; what is written at once, and how far a command can be late.
 PIECE_ROWS = 32_768
+#: Refusals that wait to be told.
+REFUSED_MAX = 16
 _STOP_EVERY_S = 0.02
 _T = TypeVar("_T")
 
@@ -69,6 +71,7 @@ class Control:
             self.refused.append(f"not JSON: {exc}")
         except BadQuery as exc:
             self.refused.append(str(exc))
+        del self.refused[:-REFUSED_MAX]  # whoever sends wrong orders all the time may read slowly
         self.changed.set()
 
     def order(self, message: Any) -> None:

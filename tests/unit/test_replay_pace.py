@@ -11,7 +11,7 @@ import pytest
 from k2.errors import BadQuery
 from k2.replay.archive import Archive, Selection
 from k2.replay.pace import SPEED_MAX, STEP_S, Pace
-from k2.replay.play import Control, Play, speed_of
+from k2.replay.play import REFUSED_MAX, Control, Play, speed_of
 from k2.schemas import TRADES
 from tests.lakes import START, Lake, source
 
@@ -74,6 +74,9 @@ def test_orders_are_taken_or_refused() -> None:
         control.take(wrong)
         assert why in control.refused.pop()
     assert (control.paused, control.speed, control.seek) == (True, 2.5, 7)
+    for _ in range(100):
+        control.take("x")
+    assert len(control.refused) == REFUSED_MAX
 
 
 @pytest.mark.parametrize("wrong", ["-1", "nan", "inf", "", "x", None, SPEED_MAX + 1])
