@@ -22,7 +22,7 @@ K2Error
 ├── NotOwner                this worker does not own the partition that it is asked for
 ├── Unauthorized            a request has no API key that is good
 ├── Forbidden               its key lacks the scope, or its host name is a stranger's
-├── TooManyRequests         a key asks more often, or more at once, than it may
+├── TooManyRequests         a key asks more often, or more runs at once, than may be
 ├── RequestTooLarge         a request's body has more bytes than it may
 ├── RequestTimeout          a request's body did not come in time
 ├── AnswerTimeout           an answer did not begin in time
@@ -215,13 +215,13 @@ class Unauthorized(K2Error):
 
 
 class Forbidden(K2Error):
-    """Raised when a key lacks the scope, which it names; or a page of another host asks."""
+    """Raised when a key lacks the scope, which it names; or a page of elsewhere asks."""
 
     status = 403
 
 
 class TooManyRequests(K2Error):
-    """Raised when a key asks more often, or more at once, than it may; says when to ask again."""
+    """Raised when a key asks too often, or too much is running; says when to ask again."""
 
     retriable = True
     status = 429

@@ -53,5 +53,5 @@ decoded_batches_total = Counter(
 instruments_bad_total = Counter(
     "k2_instruments_bad_total", "Values on the topic of instruments that are none."
 )
-refused_total = Counter("k2_refused_total", "Requests refused before any view, by why.", ["reason"])
+refused_total = Counter("k2_refused_total", "Requests refused, by why.", ["reason"])
 query_seconds = Histogram("k2_query_seconds", "A query, until its first rows.", ["resource"])

@@ -238,6 +238,10 @@ class Settings:
         MIB,
         65536 * MIB,
     )
+    replays_max: int = _setting(8, "count", "Replays of a worker at once.", 1, 1000)
+    replay_reader_timeout_ms: int = _setting(
+        600_000, "ms", "A client that takes nothing of its replay is dropped.", 1000, 86_400_000
+    )
 
     def __post_init__(self) -> None:
         for spec in fields(self):

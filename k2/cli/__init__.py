@@ -24,6 +24,7 @@ COMMANDS = {
     "offsets": "k2.cli.offsets:offsets",
     "quotes": "k2.cli.query:quotes",
     "rejects": "k2.cli.rejects:rejects",
+    "replay": "k2.cli.replay:replay",
     "resume": "k2.cli.resume:resume",
     "silence": "k2.cli.silence:silence",
     "simulate": "k2.cli.feeds:simulate",

@@ -16,7 +16,7 @@ from k2.keys import authorization
 from k2.query.rows import Stop
 from k2.settings import load
 
-__all__ = ["ask"]
+__all__ = ["ask", "refusal", "worker"]
 
 ANSWER_TIMEOUT_S = 30.0
 
@@ -33,26 +33,47 @@ def ask(url: str | None, path: str, query: dict[str, str]) -> dict[str, Any]:
         K2Error: the worker says that there is no such thing, or refuses what is asked.
         PeerUnavailable: the worker cannot be reached, or cannot answer now.
     """
-    settings = load()
-    worker = url or settings.url
-    if not worker.startswith(("http://", "https://")):
-        raise BadQuery("url", f"{worker!r} is not http(s)://host[:port]")
+    place, headers = worker(url)
     more = f"?{urllib.parse.urlencode(query)}" if query else ""
-    place = f"{worker.rstrip('/')}{path}{more}"
-    return run(Stop(), lambda: _get(place, settings.api_key))
+    return run(Stop(), lambda: _get(f"{place}{path}{more}", headers))
 
 
-def _get(place: str, key: str) -> dict[str, Any]:
+def worker(url: str | None) -> tuple[str, dict[str, str]]:
+    """A worker's URL, without a slash at its end, and the headers that have K2_API_KEY.
+
+    Args:
+        url: None: that of this machine's settings.
+
+    Raises:
+        BadQuery: it is none of http.
+    """
+    settings = load()
+    place = url or settings.url
+    if not place.startswith(("http://", "https://")):
+        raise BadQuery("url", f"{place!r} is not http(s)://host[:port]")
+    return place.rstrip("/"), authorization(settings.api_key)
+
+
+def refusal(place: str, status: int, body: bytes, otherwise: str) -> K2Error:
+    """What a worker refuses, with its reason; PeerUnavailable if it may pass by itself.
+
+    Args:
+        body: problem+json, or `otherwise` is the reason.
+    """
+    why = f"{place}: {_detail(body) or otherwise}"
+    return PeerUnavailable(why) if status >= 500 or status == 429 else K2Error(why)
+
+
+def _get(place: str, headers: dict[str, str]) -> dict[str, Any]:
     request = urllib.request.Request(place)
-    for name, value in authorization(key).items():
+    for name, value in headers.items():
         request.add_unredirected_header(name, value)  # for this worker, not for another place
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_TIMEOUT_S) as answer:
             return dict(orjson.loads(answer.read()))
     except urllib.error.HTTPError as refused:
         with refused:
-            why = f"{place}: {_detail(refused.read()) or refused}"
-        raise (PeerUnavailable(why) if refused.code >= 500 else K2Error(why)) from refused
+            raise refusal(place, refused.code, refused.read(), str(refused)) from refused
     except (OSError, http.client.HTTPException, TypeError, ValueError) as exc:
         reason = getattr(exc, "reason", exc)
         raise PeerUnavailable(f"{place}: {reason}: is a worker running there?") from exc

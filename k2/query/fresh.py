@@ -106,18 +106,22 @@ def choose(
     gaps: Sequence[pa.Table],
     span: Span,
     room: Room,
+    after: Mapping[Source, int] | None = None,
 ) -> Fresh:
     """Choose rows from a buffer; in a thread, since a buffer may have a million of them.
 
     Args:
         gaps: all findings in the buffer.
+        after: next offsets of what the asker has already; a part then has no rows below.
 
     Raises:
         QueryTooLarge: the chosen rows and findings take more than there is `room` for.
     """
     parts = []
     for source, first, following, through, tables in held:
-        rows = span.of(_from(pa.concat_tables([kind.table.empty_table(), *tables]), first))
+        since = max(first or 0, (after or {}).get(source, 0))
+        new = [t for t in tables if t.num_rows and t["kafka_offset"][-1].as_py() >= since]
+        rows = span.of(_from(pa.concat_tables([kind.table.empty_table(), *new]), since))
         room.take(rows.nbytes)
         parts.append(Part(source, first, following, through, rows))
     topics = pa.array(sorted({part.source.topic for part in parts}), pa.string())

@@ -9,12 +9,14 @@ from k2.app import app
 from k2.lake.catalog import open_catalog
 from k2.query.engine import Engine
 from k2.registry import open_registry
+from k2.replay.archive import Archive
 from k2.sandbox.pool import Pool
 from k2.tables.instruments import Instruments, table
 from k2.web import instruments, silence, sql
 from k2.web.gate import protect
 from k2.web.internal import Buffers, InHand
 from k2.web.peers import Peers
+from k2.web.replay import Replays
 from k2.web.symbols import Symbols
 from k2.web.views import routes
 
@@ -37,21 +39,21 @@ def ready() -> tuple[bool, dict[str, Any]]:
     return not reasons, reasons
 
 
-buffers = Buffers(peers, InHand(ingest.held, ingest.held_gaps), app.settings)
-protect(app.web.web_app, app.settings)
-app.web.web_app.router.add_routes(Symbols(peers, lambda: ingest.partitions, app.settings).routes())
-app.web.web_app.router.add_routes(
-    [
-        *routes(
-            Engine(open_catalog(app.settings), app.settings), ready=ready, gather=buffers.gather
-        ),
-        *buffers.routes(),
-    ]
-)
-app.web.web_app.router.add_routes(
-    instruments.routes(Instruments(table, open_registry(app.settings)))
-)
-app.web.web_app.router.add_routes(silence.routes(ingest.silence.report))
-statements = Pool(open_catalog(app.settings), app.settings)
-app.web.web_app.router.add_routes(sql.routes(statements))
-app.web.web_app.on_cleanup.append(sql.closing(statements))
+settings, site = app.settings, app.web.web_app
+buffers = Buffers(peers, InHand(ingest.held, ingest.held_gaps), settings)
+replays = Replays(Archive(open_catalog(settings), settings), settings, buffers.gather)
+statements = Pool(open_catalog(settings), settings)
+
+protect(site, settings)
+for each in (
+    routes(Engine(open_catalog(settings), settings), ready=ready, gather=buffers.gather),
+    buffers.routes(),
+    Symbols(peers, lambda: ingest.partitions, settings).routes(),
+    instruments.routes(Instruments(table, open_registry(settings))),
+    silence.routes(ingest.silence.report),
+    replays.routes(),
+    sql.routes(statements),
+):
+    site.router.add_routes(each)
+site.on_shutdown.append(replays.close)
+site.on_cleanup.append(sql.closing(statements))

@@ -28,10 +28,12 @@ from k2.metrics import refused_total
 from k2.settings import Settings
 from k2.web.answers import Handler
 
-__all__ = ["Slow"]
+__all__ = ["PATIENCE_S", "Slow"]
 
 _LOG = logging.getLogger(__name__)
 _LOOK_EVERY_S = 1.0
+#: For how long a client may take nothing of its answer, where that is not `reader_timeout_ms`.
+PATIENCE_S: web.RequestKey[float] = web.RequestKey("patience_s", float)
 _DEADLINE: web.RequestKey[asyncio.Timeout] = web.RequestKey("deadline", asyncio.Timeout)
 
 
@@ -40,6 +42,7 @@ class _Reader:
     """A client that is being answered: bytes that it has taken, and when it last took some."""
 
     writer: AbstractStreamWriter
+    patience_s: float
     taken: int
     since: float
 
@@ -114,7 +117,9 @@ class Slow:
         if deadline is not None and not deadline.expired():
             deadline.reschedule(None)
         if request.transport is not None:
-            self._readers[request.transport] = _Reader(request.writer, -1, self._clock())
+            patience_s = request.get(PATIENCE_S, self._reader_timeout_s)
+            reader = _Reader(request.writer, patience_s, -1, self._clock())
+            self._readers[request.transport] = reader
 
     async def watch(self, site: web.Application) -> AsyncIterator[None]:
         """Drop who does not read, as long as the server runs."""
@@ -142,7 +147,7 @@ class Slow:
             taken = reader.writer.output_size - waiting
             if not waiting or taken != reader.taken:
                 reader.taken, reader.since = taken, now
-            elif now - reader.since > self._reader_timeout_s:
+            elif now - reader.since > reader.patience_s:
                 _LOG.info("a client took nothing for %g s: dropped", now - reader.since)
                 refused_total.labels("SlowReader").inc()
                 _reset(transport)

@@ -253,3 +253,16 @@ async def test_impossible_questions_are_refused_before_anybody_is_asked(start: S
         assert (answer.status, (await answer.json())["parameter"]) == (400, "kind")
         answer = await client.post("/internal/fresh", data={"kind": QUOTES.name})
         assert answer.status == 200
+
+
+async def test_what_the_asker_has_already_is_not_sent(start: Start) -> None:
+    for worker in await start(2):
+        after = {Source("c", TOPICS[0], 0): 4, Source("c", TOPICS[0], 1): 10}
+        fresh = await worker.buffers.gather(TRADES, ALL, after)
+        found = {p.source.partition: p.rows["kafka_offset"].to_pylist() for p in fresh.parts}
+        assert found == {0: [*range(4, 10)], 1: [], 2: [*range(10)], 3: [*range(10)]}
+        assert {(part.first, part.following) for part in fresh.parts} == {(None, 10)}
+    async with ClientSession(worker.url) as client:
+        asked = {"kind": TRADES.name, "after": "x"}
+        answer = await client.post("/internal/fresh", data=asked)
+        assert (answer.status, (await answer.json())["parameter"]) == (400, "after")
