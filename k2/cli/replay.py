@@ -16,8 +16,9 @@ from k2.cli.output import bounds, note, opened
 from k2.errors import BadQuery, PeerUnavailable
 from k2.lake.catalog import open_catalog
 from k2.replay.archive import Archive, Selection
+from k2.replay.control import speed_of
 from k2.replay.forms import form
-from k2.replay.play import Play, speed_of
+from k2.replay.play import Play
 from k2.schemas import KINDS
 from k2.settings import load
 

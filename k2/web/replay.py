@@ -12,9 +12,10 @@ from aiohttp import WSMsgType, web
 
 from k2.errors import BadQuery, K2Error, PeerUnavailable, TooManyRequests
 from k2.replay.archive import Archive, Selection
+from k2.replay.control import speed_of
 from k2.replay.forms import MEDIA_TYPES, Form, form
 from k2.replay.live import Gather
-from k2.replay.play import THREADS, Play, Reader, speed_of
+from k2.replay.play import THREADS, Play, Reader
 from k2.schemas import KINDS, Kind
 from k2.settings import Settings
 from k2.web.answers import headers_of

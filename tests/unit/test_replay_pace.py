@@ -10,8 +10,9 @@ import pytest
 
 from k2.errors import BadQuery
 from k2.replay.archive import Archive, Selection
+from k2.replay.control import REFUSED_MAX, Control, speed_of
 from k2.replay.pace import SPEED_MAX, STEP_S, Pace
-from k2.replay.play import REFUSED_MAX, Control, Play, speed_of
+from k2.replay.play import Play
 from k2.schemas import TRADES
 from tests.lakes import START, Lake, source
 
