@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit
-
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Middleware
 
@@ -58,9 +56,8 @@ class Cors:
 
     def _require_own_origin(self, request: web.Request) -> None:
         origin = request.headers.get(hdrs.ORIGIN)
-        if origin is None or self._is_named(request):
-            return
-        if urlsplit(origin).netloc.lower() != request.host.lower():
+        own = (f"http://{request.host}".lower(), f"https://{request.host}".lower())
+        if origin is not None and origin.lower() not in own and not self._is_named(request):
             refused_total.labels(Forbidden.__name__).inc()
             raise Forbidden(f"Origin {origin[:200]!r}: no WebSocket for its pages (cors_origins)")
 

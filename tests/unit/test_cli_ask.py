@@ -32,7 +32,8 @@ class Worker(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.path == "/v1/symbols/S/MOVED":
             self.send_response(302)
-            self.send_header("Location", f"http://localhost:{self.server.server_port}/v1/key")
+            port = self.headers["Host"].rpartition(":")[2]
+            self.send_header("Location", f"http://localhost:{port}/v1/key")
             self.end_headers()
             return
         if self.path in ("/v1/symbols/S/KEY", "/v1/key"):

@@ -150,14 +150,15 @@ def test_where_there_are_keys_one_with_the_scope_is_wanted(tables, pool, tmp_pat
     app = web.Application()
     protect(app, settings)
     app.add_routes(routes(pool))
+    place = Served(app)
 
     def asked(key):
-        return served.post("/v1/sql", {"sql": "SELECT 1"}, **authorization(key))
+        return place.post("/v1/sql", {"sql": "SELECT 1"}, **authorization(key))
 
-    with Served(app) as served:
+    with place:
         for key, status in ((sql, 200), (read, 403), ("", 401)):
             assert asked(key)[0] == status
-        end = leave(served, ENDLESS, sql)
+        end = leave(place, ENDLESS, sql)
         until(lambda: busy(pool))
         status, headers, body = asked(sql)
         assert (status, headers["Retry-After"]) == (429, "1")
