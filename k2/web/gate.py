@@ -1,6 +1,9 @@
-"""What every request passes before a view, and every answer on its way out."""
+"""What every request passes before a view, every answer on its way out, and who is cut off."""
 
 from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
@@ -13,6 +16,9 @@ from k2.web.limits import Limits
 from k2.web.slow import Slow
 
 __all__ = ["protect"]
+
+#: How often it is looked who is cut off.
+LOOK_EVERY_S = 1.0
 
 
 def protect(site: web.Application, settings: Settings) -> None:
@@ -27,4 +33,18 @@ def protect(site: web.Application, settings: Settings) -> None:
     inward = (cors.middleware(), guard.middleware(), slow.middleware())
     site.middlewares.extend([*middlewares(), *inward])
     site.on_response_prepare.extend([cors.on_prepare, slow.on_prepare])
-    site.cleanup_ctx.append(slow.watch)
+
+    async def watched(site: web.Application) -> AsyncIterator[None]:
+        task = asyncio.create_task(_forever(guard.look, slow.look))
+        yield
+        task.cancel()
+        await asyncio.wait([task])
+
+    site.cleanup_ctx.append(watched)
+
+
+async def _forever(*looks: Callable[[], None]) -> None:
+    while True:
+        await asyncio.sleep(LOOK_EVERY_S)
+        for look in looks:
+            look()

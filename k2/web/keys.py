@@ -14,6 +14,10 @@ Without any keys file all is open to whoever reaches a loopback address; see `k2
 
 from __future__ import annotations
 
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -29,6 +33,7 @@ from k2.web.limits import Limits
 
 __all__ = ["Guard", "scope_of"]
 
+_LOG = logging.getLogger(__name__)
 OPEN = ("/live", "/ready")
 METRICS = "/metrics"
 INTERNAL = "/internal/"
@@ -50,6 +55,7 @@ class Guard:
 
     def __init__(self, keyring: Keyring, limits: Limits, settings: Settings) -> None:
         self._keyring, self._limits = keyring, limits
+        self._asking: dict[asyncio.Transport, Key] = {}
         self._group_secret = settings.group_secret
         self._host = urlsplit(settings.url).hostname
 
@@ -60,13 +66,33 @@ class Guard:
                 key = self._key(request)
                 if key is None:
                     return await handler(request)
-                with self._limits.admit(key.id):
+                with self._limits.admit(key.id), self._known(request.transport, key):
                     return await handler(request)
             except (Unauthorized, Forbidden, TooManyRequests) as exc:
                 refused_total.labels(type(exc).__name__).inc()
                 raise
 
         return guard
+
+    @contextmanager
+    def _known(self, transport: asyncio.Transport | None, key: Key) -> Iterator[None]:
+        if transport is None:  # gone already
+            yield
+            return
+        self._asking[transport] = key  # one request at a time
+        try:
+            yield
+        finally:
+            del self._asking[transport]
+
+    def look(self) -> None:
+        """Cut off whoever has a key that is good no more: a replay that follows has no end."""
+        good = set(self._keyring.good()) if self._asking else set()
+        for transport, key in self._asking.items():
+            if key not in good and not transport.is_closing():
+                _LOG.info("the API key %s is good no more: its request is cut off", key.id)
+                refused_total.labels(Unauthorized.__name__).inc()
+                transport.abort()
 
     def _key(self, request: web.Request) -> Key | None:
         """The key by which a request is let through; None: it needs none.

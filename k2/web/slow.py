@@ -15,7 +15,7 @@ import socket
 import struct
 import termios
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -31,7 +31,6 @@ from k2.web.answers import Handler
 __all__ = ["PATIENCE_S", "Slow"]
 
 _LOG = logging.getLogger(__name__)
-_LOOK_EVERY_S = 1.0
 #: For how long a client may take nothing of its answer, where that is not `reader_timeout_ms`.
 PATIENCE_S: web.RequestKey[float] = web.RequestKey("patience_s", float)
 _DEADLINE: web.RequestKey[asyncio.Timeout] = web.RequestKey("deadline", asyncio.Timeout)
@@ -120,19 +119,6 @@ class Slow:
             patience_s = request.get(PATIENCE_S, self._reader_timeout_s)
             reader = _Reader(request.writer, patience_s, -1, self._clock())
             self._readers[request.transport] = reader
-
-    async def watch(self, site: web.Application) -> AsyncIterator[None]:
-        """Drop who does not read, as long as the server runs."""
-
-        async def forever() -> None:
-            while True:
-                await asyncio.sleep(_LOOK_EVERY_S)
-                self.look()
-
-        task = asyncio.create_task(forever())
-        yield
-        task.cancel()
-        await asyncio.wait([task])
 
     def look(self) -> None:
         """Drop every client that has answers waiting and has taken nothing of them for too long."""

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import ClientError, ClientResponse, ClientSession, WSServerHandshakeError, web
 
 from k2.app import create_app
-from k2.keyfile import create
+from k2.keyfile import create, revoke
 from k2.keys import authorization
 from k2.replay.archive import Archive
 from k2.schemas import TRADES
@@ -58,6 +58,9 @@ class Place:
     def key(self, scope: str = "read") -> dict[str, str]:
         """Headers that have a new key."""
         return authorization(create(self._settings.keys_path, [scope], None, "")[1])
+
+    def revoke(self, headers: dict[str, str]) -> None:
+        revoke(self._settings.keys_path, [headers["Authorization"].split("_")[1]])
 
     async def status(self, headers: dict[str, str]) -> int:
         """Of a replay of nothing."""
@@ -125,6 +128,32 @@ async def test_a_key_to_read_is_wanted_over_a_websocket_too(start: Start) -> Non
     name = read["Authorization"].removeprefix("Bearer ")
     async with place.session.get(f"{place.url}{PATH}?key={name}") as answer:
         assert answer.status == 401
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("socket", [False, True], ids=["stream", "websocket"])
+async def test_who_has_a_key_that_is_revoked_is_cut_off(start: Start, socket: bool) -> None:
+    """A replay that follows would have no end; others of the same worker go on."""
+    place = await start()
+    key, other = place.key(), place.key()
+    url = place.url + PATH
+    async with place.session.get(url, params=PACED, headers=other) as going:
+        if socket:
+            async with place.session.ws_connect(url, params=PACED, headers=key) as talk:
+                await talk.receive_str()
+                place.revoke(key)
+                async with asyncio.timeout(WAIT_S):
+                    said = [message.data async for message in talk]
+                assert not any("replay_completed" in text for text in said)
+        else:
+            async with place.session.get(url, params=PACED, headers=key) as answer:
+                assert b"replay_started" in await answer.content.readline()
+                place.revoke(key)
+                with pytest.raises(ClientError):
+                    await take(answer, bytearray())
+        assert await place.status(key) == 401
+        *_, last = (await going.read()).splitlines()
+    assert json.loads(last)["type"] == "replay_completed"
 
 
 async def test_a_replay_is_one_request_of_its_key_as_long_as_it_runs(start: Start) -> None:
