@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -13,8 +14,9 @@ from yarl import URL
 from k2.app import App
 from k2.errors import BadQuery, K2Error, NotOwner, PeerUnavailable, QueryTooLarge
 from k2.query.room import Room
+from k2.settings import Settings
 from k2.web import peers as peers_module
-from k2.web.answers import middlewares
+from k2.web.gate import protect
 from k2.web.peers import question
 from tests.group import PARTITIONS, TOPICS, assign, member, peers
 
@@ -76,12 +78,13 @@ Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Await
 
 
 @pytest.fixture
-async def serve() -> AsyncIterator[Serve]:
-    """Start a worker's web server with one view at /internal/x; its URL."""
+async def serve(tmp_path: Path) -> AsyncIterator[Serve]:
+    """Start a worker's web server with one view at /internal/x, behind its gate; its URL."""
     servers = []
 
     async def start(view: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> str:
-        app = web.Application(middlewares=middlewares())
+        app = web.Application()
+        protect(app, Settings(data=tmp_path, body_timeout_ms=100))
         app.router.add_post("/internal/x", view)
         server = TestServer(app)
         servers.append(server)
@@ -150,20 +153,17 @@ async def test_refusal_of_a_peer_is_told_with_its_reason(
         await peers(asking).ask(url, "/internal/x")
 
 
-async def test_question_that_does_not_come_is_not_waited_for(
-    asking: App, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_question_that_does_not_come_is_not_waited_for(serve: Serve) -> None:
     """Its headers have come, and its body never does."""
 
     async def view(request: web.Request) -> web.Response:
         await question(request, ())
         raise AssertionError("it came")
 
-    monkeypatch.setattr(peers_module, "ANSWER_TIMEOUT_S", 0.1)
     url = URL(await serve(view))
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(
-        b"POST /internal/x HTTP/1.1\r\nHost: k2\r\nContent-Length: 5\r\n"
+        b"POST /internal/x HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\n"
         b"Content-Type: application/x-www-form-urlencoded\r\n\r\n"
     )
     assert (await asyncio.wait_for(reader.readline(), 5)).startswith(b"HTTP/1.1 408")
