@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO
 
-from k2.errors import BadQuery, CatalogUnavailable, QueryTooLarge
+from k2.errors import CatalogUnavailable, QueryTooLarge
 from k2.query.index import Bound, Pin
 from k2.query.rows import Stop
 from k2.query.span import Span
@@ -73,6 +73,10 @@ class Scan:
         more = f"SELECT * FROM fresh{self._where}"
         self.sql = f"{self.sql} UNION ALL BY NAME {more}" if self.rows_max else more
         self.rows_max += fresh.num_rows
+
+    def connect_empty(self, database: duckdb.DuckDBPyConnection, kind: Kind) -> None:
+        """Let statements run though no file may hold a row."""
+        self._add(database, kind.table.empty_table())
 
     def _connect(self, database: duckdb.DuckDBPyConnection) -> None:
         self.cursor = database.cursor()
@@ -164,17 +168,6 @@ class Scan:
         counted = f"SELECT count(*) FROM (SELECT 1 FROM ({statement or self.sql}) LIMIT {most + 1})"
         (batch,) = list(self.run(counted, more or {}))
         return bool(batch.column(0)[0].as_py() > most)
-
-    def one_exchange(self, symbol: str) -> str | None:
-        """The exchange of the rows, None without rows."""
-        found = [
-            name
-            for batch in self.run(f"SELECT DISTINCT exchange FROM ({self.sql}) ORDER BY 1", {})
-            for name in batch.column(0).to_pylist()
-        ]
-        if len(found) > 1:
-            raise BadQuery("exchange", f"{symbol} trades on {', '.join(found)}: name one")
-        return found[0] if found else None
 
 
 def _number(value: Any) -> Any:

@@ -8,8 +8,9 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from k2.errors import PeerUnavailable
+from k2.errors import BadQuery, PeerUnavailable
 from k2.query import gaps as gap_queries
+from k2.query.bars import Shape
 from k2.query.engine import Engine
 from k2.query.fresh import Fresh
 from k2.query.span import Span
@@ -22,6 +23,10 @@ __all__ = ["routes"]
 
 Ready = Callable[[], tuple[bool, dict[str, Any]]]
 Gather = Callable[[Kind, Span], Awaitable[Fresh]]
+BAR_PARAMETERS = (
+    "symbol", "exchange", "start", "end", "interval", "fill", "conditions", "limit", "format",
+    "fresh",
+)  # fmt: skip
 GAP_PARAMETERS = (
     "exchange", "symbol", "session", "start", "end", "kind", "status", "severity", "limit",
     "format",
@@ -60,18 +65,22 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
         return view
 
     async def bars(request: web.Request) -> web.StreamResponse:
-        known = ("symbol", "exchange", "start", "end", "interval", "limit", "format", "fresh")
-        query = Parameters(request.query, known)
+        query = Parameters(request.query, BAR_PARAMETERS)
         form = form_of(request, query)
-        exchange, symbol = query.text("exchange"), query.name("symbol")
+        exchange, symbols = query.text("exchange"), query.names("symbol")
+        if symbols is None:
+            raise BadQuery("symbol", "missing")
         start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
         interval = interval_ns("interval", query.text("interval") or "1m")
-        span = Span(exchange, [symbol], start, end)
+        fill, conditions = query.text("fill") or "none", query.names("conditions")
+        span = Span(exchange, symbols, Shape(interval, fill).since(start), end)
         fresh = await gather(TRADES, span) if query.flag("fresh") else None
         return await stream(
             request,
             form,
-            lambda stop: engine.bars(exchange, symbol, start, end, interval, limit, stop, fresh),
+            lambda stop: engine.bars(
+                exchange, symbols, start, end, interval, limit, stop, fresh, fill, conditions
+            ),
         )
 
     async def symbols(request: web.Request) -> web.StreamResponse:
