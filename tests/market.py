@@ -11,7 +11,7 @@ import pyarrow as pa
 from k2.agents.assemble import assemble
 
 from k2.codec import Decoded
-from k2.lake.catalog import ensure_tables, open_catalog, table_name
+from k2.lake.catalog import ensure_tables, gaps_name, open_catalog, table_name
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source, Through
 from k2.query.engine import Engine
@@ -33,6 +33,7 @@ class Market:
         self.engine = Engine(self.catalog, self.settings)
         self._through, self._rows = through, 0
         self._next: dict[Source, int] = {}
+        self._gaps: list[pa.Table] = []
         self._states: dict[Source, dict[Any, Any]] = {}
 
     def add(self, kind: Kind, rows: pa.Table, partition: int = 0) -> None:
@@ -46,6 +47,7 @@ class Market:
         rules = Rules.of(self.settings)
         checked = assemble(kind, source, decoded, states, rules, 0, 0, 0, 0)
         assert checked.rejects.num_rows == 0
+        self._gaps.append(checked.gaps)
         states.update(checked.states)
         sink = Sink(self.catalog, table_name(self.settings, kind), self.settings)
         self._next[source] = start + rows.num_rows
@@ -60,6 +62,12 @@ class Market:
     def quotes(self, *rows: tuple[Any, ...], exchange: str = "SIM", partition: int = 0) -> None:
         """(symbol, ts_event, bid_price, ask_price); None: that side is empty."""
         self.add(QUOTES, quotes(*rows, exchange=exchange, first=self._count(rows)), partition)
+
+    def tell_gaps(self) -> None:
+        """Commit what was found: else the ledger is empty, and every answer complete."""
+        sink = Sink(self.catalog, gaps_name(self.settings), self.settings)
+        sink.commit(sink.write(pa.concat_tables(self._gaps)), {}, {})
+        self._gaps.clear()
 
     def _count(self, rows: tuple[Any, ...]) -> int:
         """The first of as many sequences that no row has yet."""

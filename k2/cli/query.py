@@ -30,6 +30,10 @@ SHOWN = {
         "sequence", "verdict",
     ),
 }  # fmt: skip
+SHOWN_QUOTED = (
+    "ts_event", "exchange", "symbol", "price", "size", "bid_price", "ask_price", "spread",
+    "quote_ts_event", "side_tick",
+)  # fmt: skip
 
 _HELP = """Show the {kind} of [START, END), oldest first, from the committed snapshot.
 
@@ -62,11 +66,16 @@ def _records(kind: Kind, column: str) -> click.Command:
         limit: int | None,
         as_json: bool,
         as_csv: bool,
+        with_quote: bool = False,
     ) -> None:
         form, most = form_of(as_json, as_csv, limit)
         since, until = bounds(start, end)
         of = symbols or None
         with opened() as (engine, stop):
+            if with_quote:
+                rows = run(stop, lambda: engine.quoted(exchange, of, since, until, most, stop=stop))
+                write(rows, form, stop, SHOWN_QUOTED)
+                return
             rows = run(
                 stop,
                 lambda: engine.records(kind, exchange, of, since, until, most, stop=stop),
@@ -76,7 +85,9 @@ def _records(kind: Kind, column: str) -> click.Command:
     return show
 
 
-trades = _records(TRADES, "price")
+trades = click.option(
+    "--with-quote", is_flag=True, help="The quote that prevailed, spread, and side by tick rule."
+)(_records(TRADES, "price"))
 quotes = _records(QUOTES, "bid_price")
 
 

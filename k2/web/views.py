@@ -9,13 +9,14 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from k2.errors import BadQuery, PeerUnavailable
+from k2.query import asof
 from k2.query import gaps as gap_queries
 from k2.query.bars import Shape
 from k2.query.engine import Engine
 from k2.query.fresh import Fresh
 from k2.query.span import Span
 from k2.query.times import interval_ns
-from k2.schemas import KINDS, TRADES, Kind
+from k2.schemas import KINDS, QUOTES, TRADES, Kind
 from k2.web.answers import Handler, form_of, headers_of, in_thread, json_answer, stream
 from k2.web.params import Parameters
 
@@ -23,6 +24,7 @@ __all__ = ["routes"]
 
 Ready = Callable[[], tuple[bool, dict[str, Any]]]
 Gather = Callable[[Kind, Span], Awaitable[Fresh]]
+QUOTED_PARAMETERS = ("symbol", "exchange", "start", "end", "with", "limit", "format", "fresh")
 BAR_PARAMETERS = (
     "symbol", "exchange", "start", "end", "interval", "fill", "conditions", "limit", "format",
     "fresh",
@@ -47,6 +49,8 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
 
     def records(kind: Kind) -> Handler:
         async def view(request: web.Request) -> web.StreamResponse:
+            if kind is TRADES and "with" in request.query:
+                return await quoted(request)
             known = ("symbol", "exchange", "start", "end", "limit", "format", "fresh")
             query = Parameters(request.query, known)
             form = form_of(request, query)
@@ -63,6 +67,25 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
             )
 
         return view
+
+    async def quoted(request: web.Request) -> web.StreamResponse:
+        """Trades with their prevailing quotes."""
+        query = Parameters(request.query, QUOTED_PARAMETERS)
+        if (what := query.text("with")) != "quote":
+            raise BadQuery("with", f"{what!r} is not quote")
+        form = form_of(request, query)
+        exchange, symbols = query.text("exchange"), query.names("symbol")
+        start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
+        span, fresh, quotes = Span(exchange, symbols, asof.since(start), end), None, None
+        if query.flag("fresh"):
+            fresh, quotes = await gather(TRADES, span), await gather(QUOTES, span)
+        return await stream(
+            request,
+            form,
+            lambda stop: engine.quoted(
+                exchange, symbols, start, end, limit, None, stop, fresh, quotes
+            ),
+        )
 
     async def bars(request: web.Request) -> web.StreamResponse:
         query = Parameters(request.query, BAR_PARAMETERS)
