@@ -9,6 +9,7 @@ as whole numbers of 1e-8. A product has up to 36 digits; its sum is carried in t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -173,7 +174,11 @@ class Bars:
         named = sorted({(exchange, symbol) for exchange, symbol, *_ in found})
         if span.exchange is not None:
             named = sorted({(span.exchange, symbol) for symbol in span.symbols or ()})
-        slots = {exchange: self._slots(exchange, start, end, most) for exchange, _ in named}
+        # What lies behind as many bars is cut off anyway.
+        rooms = {
+            exchange: most // count + 1 for exchange, count in Counter(e for e, _ in named).items()
+        }
+        slots = {name: self._slots(name, start, end, room) for name, room in rooms.items()}
         rows = [(name, *slot) for name, of_one in slots.items() for slot in of_one]
         self._register("slots", rows, "first", "times")
         names = pa.schema([("exchange", pa.string()), ("symbol", pa.string())])
@@ -182,10 +187,9 @@ class Bars:
         self._scan.cursor.register("named", pa.Table.from_pylist(listed, names))
         return sum(slot[2] for exchange, _ in named for slot in slots[exchange])
 
-    def _slots(self, exchange: str, start: int, end: int, most: int) -> list[tuple[date, int, int]]:
+    def _slots(self, exchange: str, start: int, end: int, room: int) -> list[tuple[date, int, int]]:
         """Session, start of the first interval and how many follow each other, in [start, end)."""
         slots: dict[int, tuple[date, int, int]] = {}
-        room = most + 1  # what lies behind as many bars is cut off anyway
         for day, opens, closes in self._sessions.meeting(exchange, start, end):
             if room <= 0:
                 break
