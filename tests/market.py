@@ -15,7 +15,8 @@ from k2.lake.catalog import ensure_tables, gaps_name, open_catalog, table_name
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source, Through
 from k2.query.engine import Engine
-from k2.schemas import QUOTES, TRADES, Kind
+from k2.query.fresh import Fresh, Part
+from k2.schemas import GAPS, QUOTES, TRADES, Kind
 from k2.sequence import Rules
 from k2.settings import Settings
 
@@ -38,6 +39,21 @@ class Market:
 
     def add(self, kind: Kind, rows: pa.Table, partition: int = 0) -> None:
         """Commit rows of `kind.columns` of one exchange, in the order in which they come."""
+        source, first, records = self._checked(kind, rows, partition)
+        sink = Sink(self.catalog, table_name(self.settings, kind), self.settings)
+        through = {source: Through(self._next[source], self._through)}
+        files = sink.write(records)
+        sink.commit(files, {source: first}, {source: self._next[source]}, through=through)
+
+    def hold(self, kind: Kind, rows: pa.Table, partition: int = 0) -> Fresh:
+        """The same rows in a worker's hand, behind those that are committed."""
+        source, first, records = self._checked(kind, rows, partition)
+        part = Part(source, first, self._next[source], self._through, records)
+        return Fresh([part], GAPS.empty_table())
+
+    def _checked(
+        self, kind: Kind, rows: pa.Table, partition: int
+    ) -> tuple[Source, int | None, pa.Table]:
         source = Source("c", kind.topic(rows["exchange"][0].as_py()), partition)
         first, states = self._next.get(source), self._states.setdefault(source, {})
         start = first or 0
@@ -49,11 +65,8 @@ class Market:
         assert checked.rejects.num_rows == 0
         self._gaps.append(checked.gaps)
         states.update(checked.states)
-        sink = Sink(self.catalog, table_name(self.settings, kind), self.settings)
         self._next[source] = start + rows.num_rows
-        through = {source: Through(self._next[source], self._through)}
-        files = sink.write(checked.records)
-        sink.commit(files, {source: first}, {source: self._next[source]}, through=through)
+        return source, first, checked.records
 
     def trades(self, *rows: tuple[Any, ...], exchange: str = "SIM", partition: int = 0) -> None:
         """(symbol, ts_event, price, size, conditions), the last two if they matter."""

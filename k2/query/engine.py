@@ -157,7 +157,7 @@ class Engine:
 
         Args:
             columns: of trades and of `QUOTED`; None is all of `COLUMNS` and of `QUOTED`.
-            fresh, quotes: of trades and of quotes, gathered from `asof.since` on; both or neither.
+            fresh, quotes: as `fresh` of trades and of quotes, gathered from `asof.since` on.
 
         Raises: as `records`.
         """

@@ -27,10 +27,10 @@ from k2.lake.catalog import table_name
 from k2.lake.commit import Sink
 from k2.query.asof import QUOTED
 from k2.query.rows import Coverage
-from k2.schemas import KINDS, TRADES
+from k2.schemas import KINDS, QUOTES, TRADES
 from k2.web.answers import middlewares
 from k2.web.views import routes
-from tests.market import NEVER, Market, S
+from tests.market import NEVER, Market, S, quotes, trades
 
 ASX = Path(os.environ.get("ASX_FOLDER", Path(__file__).resolve().parents[3] / "shared" / "asx"))
 H, DAY = 3600 * S, 86_400 * S
@@ -291,6 +291,39 @@ def test_any_span_says_what_loops_say(market: Market, seed: int) -> None:
     for start, end in [(opening, opening + 4 * DAY), *spans]:
         got = asked(market, *names, start=start, end=end)
         assert sorted(got, key=str) == plainly(traded, quoted, start, end, sydney)
+
+
+def test_rows_in_hand_meet_each_other(market: Market) -> None:
+    """Trades and quotes, committed or not: the answer is that of the committed ones."""
+    quoted = [(s, NOON + n * S, n + 1, n + 3) for n in range(6) for s in "AB"]
+    traded = [(s, NOON + n * S + 1, 1 + n % 3) for n in range(6) for s in "AB"]
+    market.quotes(*quoted[:4])
+    market.trades(*traded[:6])
+    held = market.hold(TRADES, trades(*traded[6:], first=50))
+    books = market.hold(QUOTES, quotes(*quoted[4:], first=50))
+    names = ("symbol", "ts_event", "bid_price", "ask_price", "side_tick")
+    span = {"start": NOON + S, "end": NOON + 5 * S}
+    got = asked(market, *names, **span, fresh=held, quotes=books)
+    wanted = [
+        (s, NOON + n * S + 1, n + 1, n + 3, "SELL" if n == 3 else "BUY")
+        for n in range(1, 5)
+        for s in "AB"
+    ]
+    assert got == wanted
+    stale = [(s, ts, min(bid, 2), min(ask, 4), side) for s, ts, bid, ask, side in wanted]
+    assert asked(market, *names, **span, fresh=held) == stale
+    market.add(TRADES, held.parts[0].rows.select(TRADES.columns.names), partition=1)
+    market.add(QUOTES, books.parts[0].rows.select(QUOTES.columns.names), partition=1)
+    assert asked(market, *names, **span) == wanted
+
+
+def test_files_that_duckdb_cannot_name_are_joined_too(tmp_path: Path) -> None:
+    """A folder with brackets, which to DuckDB is a pattern: both tables come through Arrow."""
+    market = Market(tmp_path / "[a]")
+    market.quotes(("A", NOON, 1, 2))
+    market.trades(("A", NOON, 1), ("A", NOON + 1, 2))
+    assert asked(market, "bid_price", "side_tick") == [(1, "NONE"), (1, "BUY")]
+    market.engine.close()
 
 
 def test_more_than_fits_into_memory_is_spilled(tmp_path: Path) -> None:

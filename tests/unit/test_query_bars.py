@@ -20,7 +20,7 @@ from k2.errors import BadQuery
 from k2.feeds.asx import read
 from k2.feeds.simulate import Simulation
 from k2.schemas import TRADES
-from tests.market import Market, S
+from tests.market import Market, S, trades
 
 ASX = Path(os.environ.get("ASX_FOLDER", Path(__file__).resolve().parents[3] / "shared" / "asx"))
 M, H, DAY = 60 * S, 3600 * S, 86_400 * S
@@ -238,6 +238,16 @@ def test_a_price_carried_on_is_of_a_trade_that_counts(market: Market) -> None:
         (2 * M, 1),
         (3 * M, 2),
     ]
+
+
+def test_what_is_in_hand_is_carried_on(market: Market) -> None:
+    """A price that no snapshot has yet fills the span behind it, as if it were committed."""
+    start = ns("UTC", 2024, 3, 11, 12)
+    market.trades(("A", start - M, 1), exchange="SIM")
+    held = market.hold(TRADES, trades(("A", start, 2), ("A", start + 3 * M, 3), first=9))
+    asked = {"start": start + M, "end": start + 5 * M, "fill": "previous"}
+    assert [bar["close"] for bar in market.bars("A", M, fresh=held, **asked)] == [2, 2, 3, 3]
+    assert [bar["close"] for bar in market.bars("A", M, **asked)] == [1] * 4
 
 
 @pytest.mark.parametrize(
