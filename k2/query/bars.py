@@ -274,7 +274,7 @@ class Bars:
 
 
 #: The order of trades within a symbol, also at the same time.
-_PLACE = "{'t': ts_event, 's': sequence, 'o': kafka_offset}"
+_PLACE = "{'t': ts_event, 's': sequence, 'o': kafka_offset, 'p': kafka_partition}"
 
 
 def finish(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
