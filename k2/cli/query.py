@@ -15,6 +15,7 @@ from k2.cli.resume import show_paused
 from k2.errors import CatalogUnavailable
 from k2.lake.acceptances import paused
 from k2.lake.catalog import open_catalog
+from k2.query.bars import FILLS
 from k2.query.times import interval_ns, iso
 from k2.schemas import QUOTES, TRADES, Kind
 from k2.settings import Settings, load
@@ -29,6 +30,10 @@ SHOWN = {
         "sequence", "verdict",
     ),
 }  # fmt: skip
+SHOWN_QUOTED = (
+    "ts_event", "exchange", "symbol", "price", "size", "bid_price", "ask_price", "spread",
+    "quote_ts_event", "side_tick",
+)  # fmt: skip
 
 _HELP = """Show the {kind} of [START, END), oldest first, from the committed snapshot.
 
@@ -61,11 +66,16 @@ def _records(kind: Kind, column: str) -> click.Command:
         limit: int | None,
         as_json: bool,
         as_csv: bool,
+        with_quote: bool = False,
     ) -> None:
         form, most = form_of(as_json, as_csv, limit)
         since, until = bounds(start, end)
         of = symbols or None
         with opened() as (engine, stop):
+            if with_quote:
+                rows = run(stop, lambda: engine.quoted(exchange, of, since, until, most, stop=stop))
+                write(rows, form, stop, SHOWN_QUOTED)
+                return
             rows = run(
                 stop,
                 lambda: engine.records(kind, exchange, of, since, until, most, stop=stop),
@@ -75,19 +85,42 @@ def _records(kind: Kind, column: str) -> click.Command:
     return show
 
 
-trades = _records(TRADES, "price")
+trades = click.option(
+    "--with-quote", is_flag=True, help="The quote that prevailed, spread, and side by tick rule."
+)(_records(TRADES, "price"))
 quotes = _records(QUOTES, "bid_price")
 
 
 @click.command()
-@click.option("--symbol", metavar="S", required=True, help="Symbol, such as BHP.")
+@click.option(
+    "--symbol",
+    "symbols",
+    metavar="S",
+    required=True,
+    multiple=True,
+    help="Symbol, such as BHP; repeat for more.",
+)
 @click.option(
     "--interval", metavar="I", default="1m", show_default=True, help="250ms, 1s, 5m, 1h, 1d, ..."
 )
+@click.option(
+    "--fill",
+    type=click.Choice(FILLS),
+    default="none",
+    show_default=True,
+    help="What stands for an interval of a session without a trade.",
+)
+@click.option(
+    "--conditions",
+    metavar="C,-C",
+    help="Only these trades, or all but `-` these: auction, off-market, regular, a venue's code.",
+)
 @ranged
 def bars(
-    symbol: str,
+    symbols: tuple[str, ...],
     interval: str,
+    fill: str,
+    conditions: str | None,
     exchange: str | None,
     start: str | None,
     end: str | None,
@@ -95,20 +128,27 @@ def bars(
     as_json: bool,
     as_csv: bool,
 ) -> None:
-    """Show open, high, low, close, volume and vwap of one symbol's trades in [START, END).
+    """Show open, high, low, close, volume and vwap of the trades in [START, END), oldest first.
 
-    Bars without a trade are left out. Days are the exchange's sessions and start at its midnight.
+    Bars below a day begin with the session, those of days at the exchange's midnight.
     A table of the first 20 for people; with --json or --csv all of them.
 
     \b
     k2 bars --symbol BHP --interval 5m --start 2014-03-10 --end 2014-03-11
     k2 bars --symbol BHP --interval 1d --csv > days.csv
+    k2 bars --symbol BHP --symbol RIO --fill previous --conditions=-off-market,-auction
     """
     form, most = form_of(as_json, as_csv, limit)
     since, until = bounds(start, end)
     step = interval_ns("interval", interval)
+    terms = None if conditions is None else [term.strip() for term in conditions.split(",")]
     with opened() as (engine, stop):
-        rows = run(stop, lambda: engine.bars(exchange, symbol, since, until, step, most, stop=stop))
+        rows = run(
+            stop,
+            lambda: engine.bars(
+                exchange, symbols, since, until, step, most, stop, None, fill, terms
+            ),
+        )
         write(rows, form, stop, tuple(rows.schema.names))
 
 

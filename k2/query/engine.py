@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -29,15 +30,18 @@ from k2.lake.offsets import (
 )
 from k2.lake.offsets import decode as decode_offsets
 from k2.lake.replays import Ledger
-from k2.query import bars, gaps, rejects
+from k2.query import asof, gaps, rejects
+from k2.query.bars import BARS, Bars, Shape, finish
+from k2.query.conditions import choose
 from k2.query.coverage import KnownGaps, told
 from k2.query.fresh import Fresh
 from k2.query.index import Pin, Tables
 from k2.query.rejects import Selection
 from k2.query.rows import Known, Rows, Stop
 from k2.query.scan import Scan
+from k2.query.sessions import Sessions
 from k2.query.span import Span
-from k2.schemas import KINDS, TRADES, Kind
+from k2.schemas import KINDS, QUOTES, TRADES, Kind
 from k2.settings import Settings
 
 __all__ = ["COLUMNS", "SYMBOLS", "Engine", "check_bounds"]
@@ -74,6 +78,7 @@ class Engine:
         self._settings = settings
         self._ledger = Ledger(catalog, settings)
         self._known_gaps = KnownGaps()
+        self._sessions = Sessions(settings)
         spill = settings.data.resolve() / "spill" / f"{os.getpid()}-{id(self):x}"
         spill.parent.mkdir(parents=True, exist_ok=True)  # DuckDB makes only the last part
         self._database = duckdb.connect(
@@ -122,7 +127,7 @@ class Engine:
         schema = pa.schema([kind.table.field(name) for name in names])
         with metrics.query_seconds.labels(resource=kind.name).time():
             scan = self._scan(kind, span, stop, fresh)
-            known = self._known(scan, span, fresh)
+            known = self._known(scan.pin, span, fresh)
             if scan.rows_max == 0:
                 return Rows(schema, iter(()), scan.snapshot_id, known=known)
             truncated = scan.rows_max > most and scan.exceeds(most)
@@ -134,44 +139,103 @@ class Engine:
         cast = (_cast(batch, schema) for batch in batches)
         return Rows(schema, cast, scan.snapshot_id, truncated, scan.cursor, known)
 
+    def quoted(
+        self,
+        exchange: str | None = None,
+        symbols: str | Sequence[str] | None = None,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        limit: int | None = None,
+        columns: Sequence[str] | None = None,
+        stop: Stop | None = None,
+        fresh: Fresh | None = None,
+        quotes: Fresh | None = None,
+    ) -> Rows:
+        """Trades as `records` gives them, each with its prevailing quote: `k2.query.asof.QUOTED`.
+
+        What is known, and complete, is so of the trades and of the quotes of the span.
+
+        Args:
+            columns: of trades and of `QUOTED`; None is all of `COLUMNS` and of `QUOTED`.
+            fresh, quotes: as `fresh` of trades and of quotes, gathered from `asof.since` on.
+
+        Raises: as `records`.
+        """
+        table = pa.schema([*TRADES.table, *asof.QUOTED])
+        names = tuple(columns or (*COLUMNS[TRADES], *asof.QUOTED.names))
+        if unknown := [name for name in names if name not in table.names]:
+            raise BadQuery("columns", f"no such column: {', '.join(unknown)}")
+        wanted = (symbols,) if isinstance(symbols, str) else symbols
+        most, span = self._limit(limit), Span(exchange, wanted, start_ns, end_ns)
+        check_bounds(start_ns, end_ns)
+        schema, stop = pa.schema([table.field(name) for name in names]), stop or Stop()
+        with metrics.query_seconds.labels(resource="quoted").time():
+            before = replace(span, start_ns=asof.since(start_ns))
+            scan = self._scan(TRADES, before, stop, fresh)
+            pin, held = self._loaded(QUOTES, quotes)
+            known = self._known(scan.pin, span, fresh)
+            known = asof.both(known, self._known(pin, span, quotes))
+            extent = asof.extent(scan, start_ns, most) if scan.cursor is not None else None
+            if extent is None:
+                return Rows(schema, iter(()), scan.snapshot_id, False, scan.cursor, known)
+            until = replace(span, start_ns=asof.since(extent.first), end_ns=extent.last + 1)
+            book = Scan(self._database, QUOTES, pin, until, stop, held, beside=scan)
+            batches = scan.run(
+                asof.sql(scan, book, names),
+                {
+                    **book.parameters,
+                    "first": extent.first,
+                    "last": extent.last,
+                    "most": most,
+                    "back": asof.LOOK_BACK_NS,
+                    "closing": self._sessions.closing,
+                },
+            )
+        cast = (_cast(batch, schema) for batch in batches)
+        truncated = extent.rows > most
+        return Rows(schema, cast, scan.snapshot_id, truncated, scan.cursor, known)
+
     def bars(
         self,
         exchange: str | None,
-        symbol: str,
+        symbols: str | Sequence[str],
         start_ns: int | None,
         end_ns: int | None,
         interval_ns: int,
         limit: int | None = None,
         stop: Stop | None = None,
         fresh: Fresh | None = None,
+        fill: str = "none",
+        conditions: list[str] | None = None,
     ) -> Rows:
-        """Bars of one symbol's trades in [start_ns, end_ns), ascending; empty bars are left out.
+        """Bars of the trades in [start_ns, end_ns), ascending by start, then exchange and symbol.
 
-        Intervals below a day start at multiples since the epoch; whole days follow the exchange's
-        sessions and start at its local midnight.
+        Args:
+            fill: for an interval without a trade, of `k2.query.bars.FILLS`.
+            conditions: which trades count, as for `k2.query.conditions.choose`.
+            fresh: gathered from `Shape.since` on.
 
         Raises:
             BadQuery: names the parameter; among others a symbol of several exchanges without one.
             CatalogUnavailable: as for `records`, and so is `fresh`.
         """
-        most, span = self._limit(limit), Span(exchange, [symbol], start_ns, end_ns)
+        most = self._limit(limit)
+        shape = Shape(interval_ns, fill, choose(conditions, self._settings))
+        wanted = (symbols,) if isinstance(symbols, str) else symbols
+        span = Span(exchange, wanted, start_ns, end_ns)
+        check_bounds(start_ns, end_ns)
         with metrics.query_seconds.labels(resource="bars").time():
-            scan = self._scan(TRADES, span, stop, fresh)
-            statement, step = bars.sql(scan.sql, interval_ns)
-            known = self._known(scan, span, fresh)
-            if scan.rows_max == 0:
-                return Rows(bars.BARS, iter(()), scan.snapshot_id, known=known)
-            if exchange is None:
-                exchange = scan.one_exchange(symbol)
-            truncated = False
-            if scan.rows_max > most:
-                truncated = scan.exceeds(most, f"SELECT bucket FROM ({statement})", step)
-            batches = scan.run(
-                f"SELECT * FROM ({statement}) ORDER BY bucket LIMIT $most", {"most": most, **step}
-            )
-        zone = self._settings.exchange_zones.get(exchange or "", "UTC")
-        done = bars.finish(batches, interval_ns, zone)
-        return Rows(bars.BARS, done, scan.snapshot_id, truncated, scan.cursor, known)
+            scan = self._scan(TRADES, replace(span, start_ns=shape.since(start_ns)), stop, fresh)
+            known = self._known(scan.pin, span, fresh)
+            if scan.cursor is None:
+                if fill == "none":
+                    return Rows(BARS, iter(()), scan.snapshot_id, known=known)
+                scan.connect_empty(self._database, TRADES)
+            asked = Bars(scan, span, shape, self._sessions, known.valid_through, most)
+            truncated = asked.rows_max > most and scan.exceeds(most, asked.sql, asked.parameters)
+            statement = f"SELECT * FROM ({asked.sql}) ORDER BY start, exchange, symbol LIMIT $most"
+            batches = scan.run(statement, {"most": most, **asked.parameters})
+        return Rows(BARS, finish(batches), scan.snapshot_id, truncated, scan.cursor, known)
 
     def symbols(self, stop: Stop | None = None) -> Rows:
         """Every (exchange, symbol) with trades: count, first and last ts_event (ns), sessions."""
@@ -309,9 +373,8 @@ class Engine:
             )
         return table, fresh.beyond(_next_offsets(table), kind)
 
-    def _known(self, scan: Scan, span: Span, fresh: Fresh | None) -> Known:
-        """What is known of the records of a scan, which has been planned before this is called."""
-        pin = scan.pin
+    def _known(self, pin: Pin, span: Span, fresh: Fresh | None) -> Known:
+        """What is known of the records of a table, which has been loaded before this is called."""
         times = decode_through(pin.said(THROUGH_PROPERTY))
         if fresh is not None:
             times = fresh.through(times)

@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO
 
-from k2.errors import BadQuery, CatalogUnavailable, QueryTooLarge
+from k2.errors import CatalogUnavailable, QueryTooLarge
 from k2.query.index import Bound, Pin
 from k2.query.rows import Stop
 from k2.query.span import Span
@@ -38,9 +38,17 @@ class Scan:
         span: Span,
         stop: Stop,
         fresh: pa.Table | None = None,
+        beside: Scan | None = None,
     ) -> None:
-        """`fresh`: rows of the kind that the snapshot does not have; None: only its own."""
+        """Plan it.
+
+        Args:
+            fresh: rows of the kind that the snapshot does not have; None: only its own.
+            beside: a scan of another kind, on whose cursor this one stands too, for a join.
+        """
         self._begin(pin, stop)
+        if beside is not None:
+            self._stand_beside(beside, f"{kind.name}_")
         # The plan knows microseconds only: it is widened, and ts_event then cuts exactly.
         self._equal("exchange", span.exchange)
         self._among("symbol", span.symbols)
@@ -53,14 +61,17 @@ class Scan:
         self._open(database, kind.table)
         if fresh is not None and fresh.num_rows:
             self._add(database, fresh)
+        elif beside is not None and self.rows_max == 0:
+            self.connect_empty(database, kind)
 
     def _begin(self, pin: Pin, stop: Stop) -> None:
         self.pin, self.snapshot_id = pin, pin.snapshot_id
         self.rows_max = 0
         self.sql = ""
         self._stop = stop
+        self._prefix = ""  # of the names that DuckDB knows things by
         self.cursor: duckdb.DuckDBPyConnection | None = None
-        self._parameters: dict[str, Any] = {}
+        self.parameters: dict[str, Any] = {}
         self._bounds: list[Bound] = []
         self._conditions: list[str] = []
 
@@ -69,10 +80,17 @@ class Scan:
         if self.cursor is None:
             self._connect(database)
         assert self.cursor is not None
-        self.cursor.register("fresh", fresh)
-        more = f"SELECT * FROM fresh{self._where}"
+        self.cursor.register(f"{self._prefix}fresh", fresh)
+        more = f"SELECT * FROM {self._prefix}fresh{self._where}"
         self.sql = f"{self.sql} UNION ALL BY NAME {more}" if self.rows_max else more
         self.rows_max += fresh.num_rows
+
+    def _stand_beside(self, other: Scan, prefix: str) -> None:
+        self.cursor, self._prefix = other.cursor, prefix
+
+    def connect_empty(self, database: duckdb.DuckDBPyConnection, kind: Kind) -> None:
+        """Let statements run though no file may hold a row."""
+        self._add(database, kind.table.empty_table())
 
     def _connect(self, database: duckdb.DuckDBPyConnection) -> None:
         self.cursor = database.cursor()
@@ -85,28 +103,30 @@ class Scan:
     def _open(self, database: duckdb.DuckDBPyConnection, schema: pa.Schema) -> None:
         """Plan the files that may hold rows by the conditions so far."""
         where = self._where
-        self.sql = f"SELECT * FROM scanned{where}"
+        scanned, listed = f"{self._prefix}scanned", f"{self._prefix}files"
+        self.sql = f"SELECT * FROM {scanned}{where}"
         files = self.pin.files()
         chosen = files.among(self._bounds)
         self.rows_max = int(chosen["rows"].sum())
         if self.rows_max == 0:
             return
-        self._connect(database)
+        if self.cursor is None:
+            self._connect(database)
         assert self.cursor is not None
         located = [PyArrowFileIO.parse_location(path) for path in chosen["path"]]
         paths = [path for _, _, path in located]
         local = all(s == "file" for s, _, _ in located) and not any(_GLOB & set(p) for p in paths)
         if files.deletes:
-            self.cursor.register("scanned", self._without_deleted(set(chosen["path"])))
+            self.cursor.register(scanned, self._without_deleted(set(chosen["path"])))
         elif local:
-            self.sql = f"SELECT * FROM read_parquet($files, hive_partitioning = false){where}"
-            self._parameters["files"] = paths
+            self.sql = f"SELECT * FROM read_parquet(${listed}, hive_partitioning = false){where}"
+            self.parameters[listed] = paths
         else:
             io = self.pin.table.io
             assert isinstance(io, PyArrowFileIO)
             scheme, netloc, _ = located[0]
             filesystem = io.fs_by_scheme(scheme, netloc)
-            self.cursor.register("scanned", ds.dataset(paths, schema, "parquet", filesystem))
+            self.cursor.register(scanned, ds.dataset(paths, schema, "parquet", filesystem))
 
     def _without_deleted(self, paths: set[str]) -> pa.Table:
         """The rows of some files, in memory, but those that another engine's deletes name."""
@@ -141,8 +161,9 @@ class Scan:
 
     def _also(self, bound: Bound, condition: str, value: Any) -> None:
         self._bounds.append(bound)
+        condition = condition.replace("$", f"${self._prefix}")
         self._conditions.append(condition)
-        self._parameters[condition.partition("$")[2].split(",")[0]] = value
+        self.parameters[condition.partition("$")[2].split(",")[0]] = value
 
     def run(
         self, statement: str, more: dict[str, Any], batch_rows: int = BATCH_ROWS_MAX
@@ -155,7 +176,7 @@ class Scan:
         assert self.cursor is not None
         self._stop.check()
         with _readable():
-            relation = self.cursor.sql(statement, params={**self._parameters, **more})
+            relation = self.cursor.sql(statement, params={**self.parameters, **more})
             reader = relation.to_arrow_reader(batch_rows)
         return _batches(reader)
 
@@ -164,17 +185,6 @@ class Scan:
         counted = f"SELECT count(*) FROM (SELECT 1 FROM ({statement or self.sql}) LIMIT {most + 1})"
         (batch,) = list(self.run(counted, more or {}))
         return bool(batch.column(0)[0].as_py() > most)
-
-    def one_exchange(self, symbol: str) -> str | None:
-        """The exchange of the rows, None without rows."""
-        found = [
-            name
-            for batch in self.run(f"SELECT DISTINCT exchange FROM ({self.sql}) ORDER BY 1", {})
-            for name in batch.column(0).to_pylist()
-        ]
-        if len(found) > 1:
-            raise BadQuery("exchange", f"{symbol} trades on {', '.join(found)}: name one")
-        return found[0] if found else None
 
 
 def _number(value: Any) -> Any:

@@ -8,13 +8,15 @@ from typing import Any
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from k2.errors import PeerUnavailable
+from k2.errors import BadQuery, PeerUnavailable
+from k2.query import asof
 from k2.query import gaps as gap_queries
+from k2.query.bars import Shape
 from k2.query.engine import Engine
 from k2.query.fresh import Fresh
 from k2.query.span import Span
 from k2.query.times import interval_ns
-from k2.schemas import KINDS, TRADES, Kind
+from k2.schemas import KINDS, QUOTES, TRADES, Kind
 from k2.web.answers import Handler, form_of, headers_of, in_thread, json_answer, stream
 from k2.web.params import Parameters
 
@@ -22,6 +24,11 @@ __all__ = ["routes"]
 
 Ready = Callable[[], tuple[bool, dict[str, Any]]]
 Gather = Callable[[Kind, Span], Awaitable[Fresh]]
+QUOTED_PARAMETERS = ("symbol", "exchange", "start", "end", "with", "limit", "format", "fresh")
+BAR_PARAMETERS = (
+    "symbol", "exchange", "start", "end", "interval", "fill", "conditions", "limit", "format",
+    "fresh",
+)  # fmt: skip
 GAP_PARAMETERS = (
     "exchange", "symbol", "session", "start", "end", "kind", "status", "severity", "limit",
     "format",
@@ -42,6 +49,8 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
 
     def records(kind: Kind) -> Handler:
         async def view(request: web.Request) -> web.StreamResponse:
+            if kind is TRADES and "with" in request.query:
+                return await quoted(request)
             known = ("symbol", "exchange", "start", "end", "limit", "format", "fresh")
             query = Parameters(request.query, known)
             form = form_of(request, query)
@@ -59,19 +68,42 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
 
         return view
 
-    async def bars(request: web.Request) -> web.StreamResponse:
-        known = ("symbol", "exchange", "start", "end", "interval", "limit", "format", "fresh")
-        query = Parameters(request.query, known)
+    async def quoted(request: web.Request) -> web.StreamResponse:
+        """Trades with their prevailing quotes."""
+        query = Parameters(request.query, QUOTED_PARAMETERS)
+        if (what := query.text("with")) != "quote":
+            raise BadQuery("with", f"{what!r} is not quote")
         form = form_of(request, query)
-        exchange, symbol = query.text("exchange"), query.name("symbol")
+        exchange, symbols = query.text("exchange"), query.names("symbol")
+        start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
+        span, fresh, quotes = Span(exchange, symbols, asof.since(start), end), None, None
+        if query.flag("fresh"):
+            fresh, quotes = await gather(TRADES, span), await gather(QUOTES, span)
+        return await stream(
+            request,
+            form,
+            lambda stop: engine.quoted(
+                exchange, symbols, start, end, limit, None, stop, fresh, quotes
+            ),
+        )
+
+    async def bars(request: web.Request) -> web.StreamResponse:
+        query = Parameters(request.query, BAR_PARAMETERS)
+        form = form_of(request, query)
+        exchange, symbols = query.text("exchange"), query.names("symbol")
+        if symbols is None:
+            raise BadQuery("symbol", "missing")
         start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
         interval = interval_ns("interval", query.text("interval") or "1m")
-        span = Span(exchange, [symbol], start, end)
+        fill, conditions = query.text("fill") or "none", query.names("conditions")
+        span = Span(exchange, symbols, Shape(interval, fill).since(start), end)
         fresh = await gather(TRADES, span) if query.flag("fresh") else None
         return await stream(
             request,
             form,
-            lambda stop: engine.bars(exchange, symbol, start, end, interval, limit, stop, fresh),
+            lambda stop: engine.bars(
+                exchange, symbols, start, end, interval, limit, stop, fresh, fill, conditions
+            ),
         )
 
     async def symbols(request: web.Request) -> web.StreamResponse:

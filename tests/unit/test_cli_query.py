@@ -122,7 +122,8 @@ def test_bars_sum_exactly(lake):
     """The whole table is one bar of a minute."""
     (bar,) = map(orjson.loads, k2(lake, "bars", "--symbol", "BHP", "--json").stdout.splitlines())
     assert bar == {
-        "start": START, "open": "36.667", "high": "36.667", "low": "36.667", "close": "36.667",
+        "exchange": "ASX", "symbol": "BHP", "start": START,
+        "open": "36.667", "high": "36.667", "low": "36.667", "close": "36.667",
         "volume": "0.0000003", "vwap": "36.667", "trades": ROWS,
     }  # fmt: skip
 
@@ -131,7 +132,21 @@ def test_bars_for_people_are_a_table(lake):
     """Columns named, the time readable."""
     lines = k2(lake, "bars", "--symbol", "BHP", "--interval", "1d").stdout.splitlines()
     cells = next(line.split() for line in lines if "36.667" in line)
-    assert (cells[0], cells[-1]) == ("2014-03-09T13:00:00.000000000Z", str(ROWS))
+    assert cells[:2] == ["ASX", "BHP"]
+    assert (cells[2], cells[-1]) == ("2014-03-09T13:00:00.000000000Z", str(ROWS))
+
+
+def test_bars_take_several_symbols_a_fill_and_conditions(lake):
+    """A condition to be left out begins with a dash, like an option."""
+    named = ("--symbol", "BHP", "--symbol", "RIO", "--exchange", "ASX", "--interval", "30m")
+    span = ("--start", str(START), "--end", str(START + 3_600_000_000_000))
+    result = k2(lake, "bars", *named, *span, "--fill", "null", "--conditions=-auction,-9", "--json")
+    bars = [orjson.loads(line) for line in result.stdout.splitlines()]
+    # Nobody knows when this file was whole: bars are filled up to the last trade.
+    assert [(bar["symbol"], bar["trades"]) for bar in bars] == [("BHP", ROWS), ("RIO", 0)]
+    assert k2(lake, "bars", *named, "--conditions", "auction", "--csv").stdout.count("\n") == 1
+    refused = k2(lake, "bars", *named, "--conditions", ",")
+    assert (refused.exit_code, "conditions" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("form", ["--json", "--csv"])

@@ -38,6 +38,8 @@ def test_unknown_setting_is_refused_by_name() -> None:
         ("K2_ADVERTISE", "http://host:x", "advertise: 'http://host:x' is no URL"),
         ("K2_ADVERTISE", "http://host/k2", "advertise: 'http://host/k2' is not http"),
         ("K2_ADVERTISE", "http://0.0.0.0:1", "nobody can be reached at that"),
+        ("K2_AUCTION_CONDITIONS", "X=O||C", r"auction_conditions: 'X=O\|\|C' has an empty code"),
+        ("K2_OFF_MARKET_CONDITIONS", "3", r"'3' is not EXCHANGE=code\|code"),
         ("K2_ON_CRITICAL", "X=stop", "on_critical of X: 'stop' is none of continue, pause"),
         ("K2_ON_CRITICAL", "pause", r"on_critical: 'pause' is not EXCHANGE=continue\|pause"),
         ("K2_SILENCE_LIMITS", "X=10", "silence_limits: 'X=10' is not EXCHANGE=symbol_seconds:"),

@@ -131,6 +131,20 @@ async def test_bars_of_a_symbol(get):
     ]
 
 
+async def test_bars_take_several_symbols_a_fill_and_conditions(get):
+    """The condition of every row has a code of its own, and is no auction."""
+    named = "/v1/bars?symbol=BHP,RIO&exchange=ASX&interval=20ms&fill=previous"
+    _, body = await get(f"{named}&conditions=-auction&start={START}&end=2014-03-10T00:00:00.04")
+    assert [(b["symbol"], b["start"] - START, b["trades"]) for b in orjson.loads(body)["data"]] == [
+        ("BHP", 0, 20_000),
+        ("RIO", 0, 0),
+        ("BHP", 20_000_000, 20_000),
+        ("RIO", 20_000_000, 0),
+    ]
+    _, body = await get("/v1/bars?symbol=BHP&conditions=auction")
+    assert orjson.loads(body)["data"] == []
+
+
 @pytest.mark.parametrize(
     ("path", "parameter"),
     [
@@ -146,6 +160,8 @@ async def test_bars_of_a_symbol(get):
         ("/v1/bars", "symbol"),
         ("/v1/bars?symbol=BHP&interval=0s", "interval"),
         ("/v1/bars?symbol=BHP&interval=25h", "interval"),
+        ("/v1/bars?symbol=BHP&fill=last", "fill"),
+        ("/v1/bars?symbol=BHP&conditions=-", "conditions"),
         ("/v1/status?x=1", "x"),
     ],
 )
