@@ -8,13 +8,12 @@ metadata of Arrow's schema.
 
 from __future__ import annotations
 
-from decimal import Decimal
+from io import BytesIO
 from typing import Any
 
 import orjson
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from k2.query.rows import Rows
 
@@ -23,19 +22,16 @@ __all__ = ["Encoder", "plain"]
 
 def plain(column: pa.Array) -> pa.Array:
     """Decimals as strings: no exponent, no zeros at the end (`36.667`, `20000`, `0.00000001`)."""
-    text = column.cast(pa.string())
-    if pc.any(pc.match_substring(text, "E")).as_py():
-        # Arrow writes small numbers with an exponent; these are rare.
-        values = [None if v is None else _plain(v) for v in column.to_pylist()]
-        return pa.array(values, pa.string())
-    if column.type.scale > 0:
-        text = pc.utf8_rtrim(pc.utf8_rtrim(text, "0"), ".")
+    return _plain(pl.Series(column)).to_arrow().cast(pa.string())
+
+
+def _plain(column: pl.Series) -> pl.Series:
+    # Not by Arrow's cast, which writes small numbers with an exponent.
+    text = column.cast(pl.String)
+    kind = column.dtype
+    if isinstance(kind, pl.Decimal) and kind.scale > 0:
+        return text.str.strip_chars_end("0").str.strip_chars_end(".")
     return text
-
-
-def _plain(value: Decimal) -> str:
-    text = format(value, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 class Encoder:
@@ -72,16 +68,16 @@ class Encoder:
         if self._form == "arrow":
             self._writer.write_batch(batch)
             return self._sink.take()
-        text = _textual(batch)
+        text, sink = _textual(batch), BytesIO()
         if self._form == "csv":
-            text = _flat(text)
             # Polars quotes only where it must; pyarrow quotes every string, decimals too.
-            frame = pl.DataFrame(pa.Table.from_batches([text]))
-            return frame.write_csv(include_header=False).encode()
-        lines = (orjson.dumps(row) for row in text.to_pylist())
+            _flat(text).write_csv(sink, include_header=False)
+            return sink.getvalue()
+        text.write_ndjson(sink)
         if self._form == "ndjson":
-            return b"".join(line + b"\n" for line in lines)
-        return (b"" if first else b",") + b",".join(lines)
+            return sink.getvalue()
+        # In JSON a string has no bare end of line: each is that of a row.
+        return (b"" if first else b",") + sink.getvalue()[:-1].replace(b"\n", b",")
 
     def end(self) -> bytes:
         if self._form == "json":
@@ -92,21 +88,21 @@ class Encoder:
         return b""
 
 
-def _textual(batch: pa.RecordBatch) -> pa.RecordBatch:
-    arrays = [
-        plain(column) if pa.types.is_decimal(column.type) else column for column in batch.columns
-    ]
-    return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
+def _textual(batch: pa.RecordBatch) -> pl.DataFrame:
+    frame = pl.DataFrame(pa.Table.from_batches([batch]))
+    return frame.with_columns(_plain(c) for c in frame if isinstance(c.dtype, pl.Decimal))
 
 
-def _flat(batch: pa.RecordBatch) -> pa.RecordBatch:
-    arrays = [
-        pa.array([orjson.dumps(value).decode() for value in column.to_pylist()], pa.string())
-        if pa.types.is_list(column.type)
-        else column
-        for column in batch.columns
-    ]
-    return pa.RecordBatch.from_arrays(arrays, names=batch.schema.names)
+def _flat(frame: pl.DataFrame) -> pl.DataFrame:
+    """Lists as the JSON that they are in NDJSON."""
+    lists = [column for column in frame if isinstance(column.dtype, pl.List)]
+    return frame.with_columns(_array(column) for column in lists)
+
+
+def _array(column: pl.Series) -> pl.Series:
+    # Polars encodes structs only: of `{"":[...]}` what is around the list is cut off.
+    row = pl.struct(column.alias("")).struct.json_encode()
+    return pl.select(row.str.slice(len('{"":')).str.head(-1)).to_series().alias(column.name)
 
 
 class _Sink:
