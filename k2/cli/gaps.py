@@ -41,6 +41,7 @@ def gaps(
     severities: tuple[str, ...],
     history: str | None,
     exchange: str | None,
+    range_: str | None,
     start: str | None,
     end: str | None,
     limit: int | None,
@@ -63,7 +64,7 @@ def gaps(
     form, most = form_of(as_json, as_csv, limit)
     day = None if session is None else date("session", session)
     which = Selection(
-        exchange, symbols, day, *bounds(start, end), kinds, statuses, severities, history
+        exchange, symbols, day, *bounds(start, end, range_), kinds, statuses, severities, history
     )
     with opened() as (engine, stop):
         rows = run(stop, lambda: engine.gaps(which, most, stop))

@@ -19,7 +19,7 @@ from k2.lake.catalog import open_catalog
 from k2.query.engine import Engine
 from k2.query.formats import Encoder, plain
 from k2.query.rows import Coverage, Rows, Stop
-from k2.query.times import iso, time_ns
+from k2.query.times import bounds_ns, iso, range_ns
 from k2.settings import load
 
 __all__ = [
@@ -50,9 +50,17 @@ def ranged(command: _Command) -> _Command:
     shared = (
         click.option("--exchange", metavar="E", help="Of this exchange only, such as ASX."),
         click.option(
-            "--start", metavar="T", help="First moment: ISO 8601 (UTC without a zone) or ns."
+            "--range",
+            "range_",
+            metavar="R",
+            help="FIRST:END instead of them: -1h:now, 2014-03-10:1d, 2014-03-10T10:00:5m.",
         ),
-        click.option("--end", metavar="T", help="First moment no longer asked for."),
+        click.option(
+            "--start",
+            metavar="T",
+            help="First moment: ISO 8601 (without a zone UTC), ns, -1h.",
+        ),
+        click.option("--end", metavar="T", help="First moment no longer asked for; 1d: from T."),
         click.option(
             "--limit",
             metavar="N",
@@ -115,11 +123,15 @@ def form_of(as_json: bool, as_csv: bool, limit: int | None) -> tuple[str | None,
     return None, min(LIMIT_SHOWN, load().query_rows_max) if limit is None else limit
 
 
-def bounds(start: str | None, end: str | None) -> tuple[int | None, int | None]:
-    return (
-        None if start is None else time_ns("start", start),
-        None if end is None else time_ns("end", end),
-    )
+def bounds(
+    start: str | None, end: str | None, range_: str | None = None
+) -> tuple[int | None, int | None]:
+    """[start, end) of the options `--start` and `--end`, or of `--range`."""
+    if range_ is None:
+        return bounds_ns(start, end)
+    if start is not None or end is not None:
+        raise BadQuery("range", "not together with start or end")
+    return range_ns("range", range_)
 
 
 def write(rows: Rows, form: str | None, stop: Stop, shown: tuple[str, ...]) -> None:

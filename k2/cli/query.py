@@ -56,6 +56,7 @@ def _records(kind: Kind, column: str) -> click.Command:
     def show(
         symbols: tuple[str, ...],
         exchange: str | None,
+        range_: str | None,
         start: str | None,
         end: str | None,
         limit: int | None,
@@ -63,7 +64,7 @@ def _records(kind: Kind, column: str) -> click.Command:
         as_csv: bool,
     ) -> None:
         form, most = form_of(as_json, as_csv, limit)
-        since, until = bounds(start, end)
+        since, until = bounds(start, end, range_)
         of = symbols or None
         with opened() as (engine, stop):
             rows = run(
@@ -89,6 +90,7 @@ def bars(
     symbol: str,
     interval: str,
     exchange: str | None,
+    range_: str | None,
     start: str | None,
     end: str | None,
     limit: int | None,
@@ -105,7 +107,7 @@ def bars(
     k2 bars --symbol BHP --interval 1d --csv > days.csv
     """
     form, most = form_of(as_json, as_csv, limit)
-    since, until = bounds(start, end)
+    since, until = bounds(start, end, range_)
     step = interval_ns("interval", interval)
     with opened() as (engine, stop):
         rows = run(stop, lambda: engine.bars(exchange, symbol, since, until, step, most, stop=stop))

@@ -37,12 +37,11 @@ from k2.query.rejects import Selection
 from k2.query.rows import Known, Rows, Stop
 from k2.query.scan import Scan
 from k2.query.span import Span
+from k2.query.times import check_bounds
 from k2.schemas import KINDS, TRADES, Kind
 from k2.settings import Settings
 
-__all__ = ["COLUMNS", "SYMBOLS", "Engine", "check_bounds"]
-
-NS_MIN, NS_MAX = -(2**63), 2**63 - 1
+__all__ = ["COLUMNS", "SYMBOLS", "Engine"]
 
 #: What `records` gives unless columns are named: all but the copies of ts_event and of the source.
 COLUMNS = {
@@ -328,19 +327,6 @@ class Engine:
             return Known(self._known_gaps.coverage(ledger, span, bounds), through)
         bounds, held = fresh.bounds(bounds), [fresh.gaps]
         return Known(self._known_gaps.coverage(ledger, span, bounds, held), through, True)
-
-
-def check_bounds(start_ns: int | None, end_ns: int | None) -> None:
-    """Refuse what is no span of time.
-
-    Raises:
-        BadQuery: names the parameter.
-    """
-    for name, value in (("start", start_ns), ("end", end_ns)):
-        if value is not None and not NS_MIN <= value <= NS_MAX:
-            raise BadQuery(name, f"{value} is outside 64 bits")
-    if start_ns is not None and end_ns is not None and start_ns >= end_ns:
-        raise BadQuery("start", f"{start_ns} is not before end {end_ns}")
 
 
 def _next_offsets(pin: Pin) -> dict[Source, int]:

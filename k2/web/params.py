@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from k2.errors import BadQuery
-from k2.query.times import date, time_ns
+from k2.query.times import bounds_ns, date, range_ns, time_ns
 
 __all__ = ["Parameters"]
 
@@ -61,6 +61,15 @@ class Parameters:
     def time(self, name: str) -> int | None:
         value = self.text(name)
         return None if value is None else time_ns(name, value)
+
+    def times(self) -> tuple[int | None, int | None]:
+        """[start, end), of `range`, or of `start` and `end`."""
+        start, end, within = self.text("start"), self.text("end"), self.text("range")
+        if within is None:
+            return bounds_ns(start, end)
+        if start is not None or end is not None:
+            raise BadQuery("range", "not together with start or end")
+        return range_ns("range", within)
 
     def date(self, name: str) -> dt.date | None:
         value = self.text(name)

@@ -22,9 +22,10 @@ __all__ = ["routes"]
 
 Ready = Callable[[], tuple[bool, dict[str, Any]]]
 Gather = Callable[[Kind, Span], Awaitable[Fresh]]
+#: Either `range`, or the others.
+TIMES = ("start", "end", "range")
 GAP_PARAMETERS = (
-    "exchange", "symbol", "session", "start", "end", "kind", "status", "severity", "limit",
-    "format",
+    "exchange", "symbol", "session", *TIMES, "kind", "status", "severity", "limit", "format",
 )  # fmt: skip
 
 
@@ -42,11 +43,11 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
 
     def records(kind: Kind) -> Handler:
         async def view(request: web.Request) -> web.StreamResponse:
-            known = ("symbol", "exchange", "start", "end", "limit", "format", "fresh")
+            known = ("symbol", "exchange", *TIMES, "limit", "format", "fresh")
             query = Parameters(request.query, known)
             form = form_of(request, query)
             exchange, symbols = query.text("exchange"), query.names("symbol")
-            start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
+            (start, end), limit = query.times(), query.whole("limit")
             span = Span(exchange, symbols, start, end)
             fresh = await gather(kind, span) if query.flag("fresh") else None
             return await stream(
@@ -60,11 +61,11 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
         return view
 
     async def bars(request: web.Request) -> web.StreamResponse:
-        known = ("symbol", "exchange", "start", "end", "interval", "limit", "format", "fresh")
+        known = ("symbol", "exchange", *TIMES, "interval", "limit", "format", "fresh")
         query = Parameters(request.query, known)
         form = form_of(request, query)
         exchange, symbol = query.text("exchange"), query.name("symbol")
-        start, end, limit = query.time("start"), query.time("end"), query.whole("limit")
+        (start, end), limit = query.times(), query.whole("limit")
         interval = interval_ns("interval", query.text("interval") or "1m")
         span = Span(exchange, [symbol], start, end)
         fresh = await gather(TRADES, span) if query.flag("fresh") else None
@@ -85,8 +86,7 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
             query.text("exchange"),
             query.names("symbol") or (),
             query.date("session"),
-            query.time("start"),
-            query.time("end"),
+            *query.times(),
             query.names("kind") or (),
             query.names("status") or (),
             query.names("severity") or (),

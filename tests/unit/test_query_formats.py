@@ -37,6 +37,7 @@ def digits(precision: int, scale: int) -> st.SearchStrategy[Decimal]:
     return st.integers(-most, most).map(lambda n: Decimal(n).scaleb(-scale, EXACT))
 
 
+INTERVALS = st.tuples(INT64, INT64).map(lambda pair: {"first": pair[0], "last": pair[1]})
 ROW = st.fixed_dictionaries(
     {
         "ts": INT64,

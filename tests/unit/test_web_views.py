@@ -107,6 +107,17 @@ async def test_every_format_gives_every_row(get):
     assert table.schema.field("price").type == pa.decimal128(18, 8)
 
 
+async def test_a_range_is_that_of_its_start_and_end(get):
+    """The same rows on every resource that has times, whichever way they are named."""
+    span = "start=2014-03-10T00:00:00.001&end=2014-03-10T00:00:00.003"
+    within = "range=@2014-03-10T00:00:00.001:2ms"
+    for path in ("/v1/trades?symbol=BHP&", "/v1/bars?symbol=BHP&interval=1ms&", "/v1/gaps?"):
+        (_, one), (_, other) = await get(path + span), await get(path + within)
+        assert orjson.loads(one) == orjson.loads(other)
+    (_, body) = await get(f"/v1/trades?{within}")
+    assert orjson.loads(body)["count"] == 2000
+
+
 async def test_no_rows_are_an_answer_in_every_format(get):
     _, body = await get("/v1/trades?symbol=NOPE")
     answer = orjson.loads(body)
@@ -139,6 +150,10 @@ async def test_bars_of_a_symbol(get):
         ("/v1/trades?symbol=BHP,", "symbol"),
         ("/v1/trades?start=yesterday", "start"),
         ("/v1/trades?start=5&end=5", "start"),
+        ("/v1/trades?end=1h", "end"),
+        ("/v1/trades?range=2014-03-10", "range"),
+        ("/v1/bars?symbol=BHP&range=now:-1h", "range"),
+        ("/v1/gaps?range=-1h:now&start=now", "range"),
         ("/v1/trades?limit=-1", "limit"),
         ("/v1/trades?limit=0", "limit"),
         ("/v1/trades?format=xml", "format"),
