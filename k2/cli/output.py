@@ -19,10 +19,12 @@ from k2.lake.catalog import open_catalog
 from k2.query.engine import Engine
 from k2.query.formats import Encoder, plain
 from k2.query.rows import Coverage, Rows, Stop
+from k2.query.snapshots import AsOf
 from k2.query.times import bounds_ns, iso, range_ns
 from k2.settings import load
 
 __all__ = [
+    "as_of_of",
     "bounds",
     "console",
     "form_of",
@@ -38,6 +40,8 @@ __all__ = [
 LIMIT_SHOWN = 20
 #: A table is not cut to the terminal's width: a digit less would be another price.
 WIDTH_MAX = 1000
+#: Columns of times, and their titles.
+TIMES = {"committed_at": "committed (UTC)", "valid_through": "valid through (UTC)"}
 _LOOK_EVERY_S = 0.1
 _STOP_EVERY_S = 0.02
 
@@ -61,6 +65,11 @@ def ranged(command: _Command) -> _Command:
             help="First moment: ISO 8601 (without a zone UTC), ns, -1h.",
         ),
         click.option("--end", metavar="T", help="First moment no longer asked for; 1d: from T."),
+        click.option(
+            "--as-of",
+            metavar="A",
+            help="As it was: a snapshot's id (`k2 snapshots`), or a time.",
+        ),
         click.option(
             "--limit",
             metavar="N",
@@ -134,6 +143,10 @@ def bounds(
     return range_ns("range", range_)
 
 
+def as_of_of(text: str | None) -> AsOf | None:
+    return None if text is None else AsOf.read(text)
+
+
 def write(rows: Rows, form: str | None, stop: Stop, shown: tuple[str, ...]) -> None:
     if form is None:
         count = _show(rows, stop, shown)
@@ -176,13 +189,13 @@ def _show(rows: Rows, stop: Stop, shown: tuple[str, ...]) -> int:
 
 
 def _title(name: str) -> str:
-    return "time (UTC)" if name in ("ts_event", "start") else name
+    return "time (UTC)" if name in ("ts_event", "start") else TIMES.get(name, name)
 
 
 def _readable(name: str, column: pa.Array) -> list[str]:
     """Cells as people read them: times as dates, decimals without zeros at the end."""
     if _title(name) != name:
-        return [iso(ns) for ns in column.to_pylist()]
+        return ["" if ns is None else iso(ns) for ns in column.to_pylist()]
     values = plain(column) if pa.types.is_decimal(column.type) else column
     return ["" if value is None else str(value) for value in values.to_pylist()]
 

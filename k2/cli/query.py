@@ -10,7 +10,7 @@ from pyiceberg.exceptions import NoSuchTableError
 from rich import box
 from rich.table import Table
 
-from k2.cli.output import bounds, console, form_of, note, opened, ranged, run, write
+from k2.cli.output import as_of_of, bounds, console, form_of, note, opened, ranged, run, write
 from k2.cli.resume import show_paused
 from k2.errors import CatalogUnavailable
 from k2.lake.acceptances import paused
@@ -52,26 +52,32 @@ def _records(kind: Kind, column: str) -> click.Command:
         multiple=True,
         help="Of this symbol only; repeat for more.",
     )
+    @click.option("--columns", metavar="A,B", help="Of the table: these, in this order.")
     @ranged
     def show(
         symbols: tuple[str, ...],
+        columns: str | None,
         exchange: str | None,
         range_: str | None,
         start: str | None,
         end: str | None,
+        as_of: str | None,
         limit: int | None,
         as_json: bool,
         as_csv: bool,
     ) -> None:
         form, most = form_of(as_json, as_csv, limit)
         since, until = bounds(start, end, range_)
-        of = symbols or None
+        of, pinned = symbols or None, as_of_of(as_of)
+        names = None if columns is None else [name.strip() for name in columns.split(",")]
         with opened() as (engine, stop):
             rows = run(
                 stop,
-                lambda: engine.records(kind, exchange, of, since, until, most, stop=stop),
+                lambda: engine.records(
+                    kind, exchange, of, since, until, most, names, stop, as_of=pinned
+                ),
             )
-            write(rows, form, stop, SHOWN[kind])
+            write(rows, form, stop, tuple(names or SHOWN[kind]))
 
     return show
 
@@ -93,6 +99,7 @@ def bars(
     range_: str | None,
     start: str | None,
     end: str | None,
+    as_of: str | None,
     limit: int | None,
     as_json: bool,
     as_csv: bool,
@@ -108,9 +115,14 @@ def bars(
     """
     form, most = form_of(as_json, as_csv, limit)
     since, until = bounds(start, end, range_)
-    step = interval_ns("interval", interval)
+    step, pinned = interval_ns("interval", interval), as_of_of(as_of)
     with opened() as (engine, stop):
-        rows = run(stop, lambda: engine.bars(exchange, symbol, since, until, step, most, stop=stop))
+        rows = run(
+            stop,
+            lambda: engine.bars(
+                exchange, symbol, since, until, step, most, stop=stop, as_of=pinned
+            ),
+        )
         write(rows, form, stop, tuple(rows.schema.names))
 
 

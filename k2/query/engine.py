@@ -36,12 +36,13 @@ from k2.query.index import Pin, Tables
 from k2.query.rejects import Selection
 from k2.query.rows import Known, Rows, Stop
 from k2.query.scan import Scan
+from k2.query.snapshots import SNAPSHOTS, AsOf, listed, through
 from k2.query.span import Span
 from k2.query.times import check_bounds
 from k2.schemas import KINDS, TRADES, Kind
 from k2.settings import Settings
 
-__all__ = ["COLUMNS", "SYMBOLS", "Engine"]
+__all__ = ["COLUMNS", "SYMBOLS", "TABLES", "Engine"]
 
 #: What `records` gives unless columns are named: all but the copies of ts_event and of the source.
 COLUMNS = {
@@ -52,6 +53,9 @@ COLUMNS = {
     )
     for kind in KINDS
 }
+
+#: Tables whose snapshots are listed.
+TABLES = (*(kind.name for kind in KINDS), "gaps", "rejects")
 
 SYMBOLS = pa.schema(
     [
@@ -99,6 +103,7 @@ class Engine:
         columns: Sequence[str] | None = None,
         stop: Stop | None = None,
         fresh: Fresh | None = None,
+        as_of: AsOf | None = None,
     ) -> Rows:
         """Rows of [start_ns, end_ns), ascending by ts_event, then by topic, partition, offset.
 
@@ -108,19 +113,19 @@ class Engine:
             columns: of `kind.table`; None is `COLUMNS`.
             stop: lets another thread end this call and the reading of its rows.
             fresh: what the workers have of these rows in hand, gathered before this call.
+            as_of: an older snapshot; not together with `fresh`.
 
         Raises:
             BadQuery: names the parameter.
             CatalogUnavailable: the table cannot be loaded, or not as new as `fresh` wants it.
         """
         names = tuple(columns or COLUMNS[kind])
-        if unknown := [name for name in names if name not in kind.table.names]:
-            raise BadQuery("columns", f"no such column: {', '.join(unknown)}")
+        _require_columns(kind, names)
         wanted = (symbols,) if isinstance(symbols, str) else symbols
         most, span = self._limit(limit), Span(exchange, wanted, start_ns, end_ns)
         schema = pa.schema([kind.table.field(name) for name in names])
         with metrics.query_seconds.labels(resource=kind.name).time():
-            scan = self._scan(kind, span, stop, fresh)
+            scan = self._scan(kind, span, stop, fresh, as_of)
             known = self._known(scan, span, fresh)
             if scan.rows_max == 0:
                 return Rows(schema, iter(()), scan.snapshot_id, known=known)
@@ -143,6 +148,7 @@ class Engine:
         limit: int | None = None,
         stop: Stop | None = None,
         fresh: Fresh | None = None,
+        as_of: AsOf | None = None,
     ) -> Rows:
         """Bars of one symbol's trades in [start_ns, end_ns), ascending; empty bars are left out.
 
@@ -151,11 +157,11 @@ class Engine:
 
         Raises:
             BadQuery: names the parameter; among others a symbol of several exchanges without one.
-            CatalogUnavailable: as for `records`, and so is `fresh`.
+            CatalogUnavailable: as for `records`, and so are `fresh` and `as_of`.
         """
         most, span = self._limit(limit), Span(exchange, [symbol], start_ns, end_ns)
         with metrics.query_seconds.labels(resource="bars").time():
-            scan = self._scan(TRADES, span, stop, fresh)
+            scan = self._scan(TRADES, span, stop, fresh, as_of)
             statement, step = bars.sql(scan.sql, interval_ns)
             known = self._known(scan, span, fresh)
             if scan.rows_max == 0:
@@ -172,20 +178,68 @@ class Engine:
         done = bars.finish(batches, interval_ns, zone)
         return Rows(bars.BARS, done, scan.snapshot_id, truncated, scan.cursor, known)
 
-    def symbols(self, stop: Stop | None = None) -> Rows:
-        """Every (exchange, symbol) with trades: count, first and last ts_event (ns), sessions."""
+    def symbols(
+        self,
+        stop: Stop | None = None,
+        exchange: str | None = None,
+        symbols: Sequence[str] | None = None,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        limit: int | None = None,
+        as_of: AsOf | None = None,
+    ) -> Rows:
+        """Each (exchange, symbol) with trades in [start_ns, end_ns), and what there is of them.
+
+        Count, first and last ts_event (ns), sessions; ascending by exchange and symbol.
+
+        Raises:
+            BadQuery: names the parameter.
+            CatalogUnavailable: the table cannot be loaded.
+        """
+        most, span = self._limit(limit), Span(exchange, symbols, start_ns, end_ns)
         with metrics.query_seconds.labels(resource="symbols").time():
-            scan = self._scan(TRADES, Span(), stop)
+            scan = self._scan(TRADES, span, stop, None, as_of)
+            known = self._known(scan, span, None)
             if scan.rows_max == 0:
-                return Rows(SYMBOLS, iter(()), scan.snapshot_id)
-            batches = scan.run(
+                return Rows(SYMBOLS, iter(()), scan.snapshot_id, known=known)
+            statement = (
                 "SELECT exchange, symbol, count(*) AS trades, min(ts_event) AS first_ts_event, "
                 "max(ts_event) AS last_ts_event, count(DISTINCT session) AS sessions "
-                f"FROM ({scan.sql}) GROUP BY ALL ORDER BY exchange, symbol",
-                {},
+                f"FROM ({scan.sql}) GROUP BY ALL ORDER BY exchange, symbol"
             )
+            truncated = scan.rows_max > most and scan.exceeds(
+                most, f"SELECT DISTINCT exchange, symbol FROM ({scan.sql})"
+            )
+            batches = scan.run(f"{statement} LIMIT $most", {"most": most})
         cast = (_cast(batch, SYMBOLS) for batch in batches)
-        return Rows(SYMBOLS, cast, scan.snapshot_id, False, scan.cursor)
+        return Rows(SYMBOLS, cast, scan.snapshot_id, truncated, scan.cursor, known)
+
+    def snapshots(
+        self,
+        tables: Sequence[str] | None = None,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        limit: int | None = None,
+    ) -> Rows:
+        """The newest snapshots of [start_ns, end_ns), `k2.query.snapshots.SNAPSHOTS`, oldest first.
+
+        Args:
+            tables: of `TABLES`; None is all.
+
+        Raises:
+            BadQuery: names the parameter.
+            CatalogUnavailable: a table cannot be loaded.
+        """
+        most, names = self._limit(limit), list(tables or TABLES)
+        check_bounds(start_ns, end_ns)
+        if unknown := [name for name in names if name not in TABLES]:
+            raise BadQuery("table", f"{', '.join(unknown)}: not one of {', '.join(TABLES)}")
+        with metrics.query_seconds.labels(resource="snapshots").time():
+            pins = {n: self._tables.load(f"{self._settings.namespace}.{n}") for n in names}
+            found = listed({name: pin.table for name, pin in pins.items()}, start_ns, end_ns)
+        newest = found.slice(max(0, found.num_rows - most))
+        one = pins[names[0]].snapshot_id if len(set(names)) == 1 else None
+        return Rows(SNAPSHOTS, iter(newest.to_batches()), one, found.num_rows > most)
 
     def rejects(self, which: Selection, limit: int | None = None, stop: Stop | None = None) -> Rows:
         """The newest rejects of a selection, oldest first, `k2.query.rejects.LISTED`.
@@ -215,11 +269,16 @@ class Engine:
         return self._tables.load(rejects_name(self._settings))
 
     def gaps(
-        self, which: gaps.Selection, limit: int | None = None, stop: Stop | None = None
+        self,
+        which: gaps.Selection,
+        limit: int | None = None,
+        stop: Stop | None = None,
+        as_of: AsOf | None = None,
     ) -> Rows:
         """The newest findings of the gap ledger, oldest first, `k2.query.gaps.LISTED`.
 
-        Each as it stands now; all rows of one if `which` names it.
+        Each as it stands, or stood as of a snapshot of the ledger; all rows of one if `which`
+        names it.
 
         Raises:
             BadQuery: names the parameter.
@@ -228,8 +287,11 @@ class Engine:
         most = self._limit(limit)
         check_bounds(which.start_ns, which.end_ns)
         with metrics.query_seconds.labels(resource="gaps").time():
-            table = self._tables.load(gaps_name(self._settings))
-            return gaps.rows(self._database, table, which, most, stop or Stop())
+            through = self._told_through(as_of)
+            table = self._tables.load(gaps_name(self._settings), as_of)
+            rows = gaps.rows(self._database, table, which, most, stop or Stop())
+            rows.valid_through = through
+            return rows
 
     def status(self) -> dict[str, Any]:
         """The table of trades now: rows, files, snapshot, offsets, the last commit's age (s).
@@ -289,15 +351,36 @@ class Engine:
             raise BadQuery("limit", f"{limit} is outside 1..{most}")
         return most if limit is None else limit
 
-    def _scan(self, kind: Kind, span: Span, stop: Stop | None, fresh: Fresh | None = None) -> Scan:
+    def _told_through(self, as_of: AsOf | None) -> int | None:
+        """Through which time, ns, the ledger tells of the records; before it is loaded.
+
+        It is committed before them, so it knows of all that their tables have by now.
+        """
+        if as_of is not None:
+            return None
+        pins = [self._tables.load(table_name(self._settings, kind)) for kind in KINDS]
+        return through(through(_times(pin).values()) for pin in pins)
+
+    def _scan(
+        self,
+        kind: Kind,
+        span: Span,
+        stop: Stop | None,
+        fresh: Fresh | None = None,
+        as_of: AsOf | None = None,
+    ) -> Scan:
         check_bounds(span.start_ns, span.end_ns)
-        table, rows = self._loaded(kind, fresh)
+        table, rows = self._loaded(kind, fresh, as_of)
         return Scan(self._database, kind, table, span, stop or Stop(), rows)
 
-    def _loaded(self, kind: Kind, fresh: Fresh | None) -> tuple[Pin, pa.Table | None]:
-        """The table as it is now, and the rows that it does not have."""
+    def _loaded(
+        self, kind: Kind, fresh: Fresh | None, as_of: AsOf | None
+    ) -> tuple[Pin, pa.Table | None]:
+        """The table as it is now, or was, and the rows that it does not have."""
         name = table_name(self._settings, kind)
-        table = self._tables.load(name)
+        if fresh is not None and as_of is not None:
+            raise BadQuery("as_of", "not together with fresh: these rows are in no snapshot")
+        table = self._tables.load(name, as_of)
         if fresh is None:
             return table, None
         if fresh.stale(_next_offsets(table)):
@@ -311,22 +394,31 @@ class Engine:
     def _known(self, scan: Scan, span: Span, fresh: Fresh | None) -> Known:
         """What is known of the records of a scan, which has been planned before this is called."""
         pin = scan.pin
-        times = decode_through(pin.said(THROUGH_PROPERTY))
-        if fresh is not None:
-            times = fresh.through(times)
-        # The least of all partitions, if all are known.
-        through = min((time or 0 for time in times.values()), default=0) or None
+        times = _times(pin) if fresh is None else fresh.through(_times(pin))
+        valid = through(times.values())
         try:
             ledger = self._tables.load(gaps_name(self._settings))
         except CatalogUnavailable as exc:
             if isinstance(exc.__cause__, NoSuchTableError):
-                return Known(None, through, fresh is not None)
+                return Known(None, valid, fresh is not None)
             raise
         bounds = told(_next_offsets(pin), decode_moves(pin.said(MOVES_PROPERTY)))
         if fresh is None:
-            return Known(self._known_gaps.coverage(ledger, span, bounds), through)
+            return Known(self._known_gaps.coverage(ledger, span, bounds), valid)
         bounds, held = fresh.bounds(bounds), [fresh.gaps]
-        return Known(self._known_gaps.coverage(ledger, span, bounds, held), through, True)
+        return Known(self._known_gaps.coverage(ledger, span, bounds, held), valid, True)
+
+
+def _require_columns(kind: Kind, names: Sequence[str]) -> None:
+    known = kind.table.names
+    if unknown := [name for name in names if name not in known]:
+        raise BadQuery("columns", f"{', '.join(unknown)}: not one of {', '.join(known)}")
+    if len(set(names)) < len(names):
+        raise BadQuery("columns", "one is named twice")
+
+
+def _times(pin: Pin) -> dict[Source, int | None]:
+    return decode_through(pin.said(THROUGH_PROPERTY))
 
 
 def _next_offsets(pin: Pin) -> dict[Source, int]:

@@ -44,10 +44,7 @@ class Encoder:
         """`rows`: what they are; the batches come later."""
         self.count = 0
         self._form = form
-        self._schema, self._known = rows.schema, rows.known
-        self._end: dict[str, Any] = {"snapshot_id": rows.snapshot_id, "truncated": rows.truncated}
-        if rows.known is not None:
-            self._end |= rows.known.plain()
+        self._schema, self._told, self._end = rows.schema, rows.texts(), rows.plain()
         self._sink = _Sink()
         self._writer: Any = None
 
@@ -55,8 +52,7 @@ class Encoder:
         if self._form == "json":
             return b'{"data":['
         if self._form == "arrow":
-            known = self._known.texts() if self._known is not None else {}
-            metadata = {f"k2.{name}": text for name, text in known.items()}
+            metadata = {f"k2.{name}": text for name, text in self._told.items()}
             self._writer = pa.ipc.new_stream(self._sink, self._schema.with_metadata(metadata))
             return self._sink.take()
         if self._form == "csv":

@@ -143,13 +143,9 @@ async def stream(
         data = await _run(request, chunk, stop)
         headers = {
             "Content-Type": MEDIA_TYPES[form],
-            "X-K2-Truncated": str(rows.truncated).lower(),
+            **{f"X-K2-{name.title()}": text for name, text in rows.texts().items()},
             **headers_of(request),
         }
-        if rows.snapshot_id is not None:
-            headers["X-K2-Snapshot-Id"] = str(rows.snapshot_id)
-        if rows.known is not None:
-            headers |= {f"X-K2-{name.title()}": text for name, text in rows.known.texts().items()}
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         await response.write(opening)

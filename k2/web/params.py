@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from k2.errors import BadQuery
+from k2.query.snapshots import AsOf
 from k2.query.times import bounds_ns, date, range_ns, time_ns
 
 __all__ = ["Parameters"]
@@ -74,6 +75,15 @@ class Parameters:
     def date(self, name: str) -> dt.date | None:
         value = self.text(name)
         return None if value is None else date(name, value)
+
+    def as_of(self) -> AsOf | None:
+        """An older snapshot; not together with `fresh`, whose rows are in none."""
+        value = self.text("as_of")
+        if value is None:
+            return None
+        if self.flag("fresh"):
+            raise BadQuery("as_of", "not together with fresh: these rows are in no snapshot")
+        return AsOf.read(value)
 
     def flag(self, name: str) -> bool:
         """`true` or `false`; false where it is not given."""

@@ -1,4 +1,4 @@
-"""The HTTP views: trades, quotes, bars, symbols, gaps, status, metrics, live and ready."""
+"""The HTTP views: trades, quotes, bars, symbols, gaps, snapshots, status, metrics, health."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ Ready = Callable[[], tuple[bool, dict[str, Any]]]
 Gather = Callable[[Kind, Span], Awaitable[Fresh]]
 #: Either `range`, or the others.
 TIMES = ("start", "end", "range")
-GAP_PARAMETERS = (
-    "exchange", "symbol", "session", *TIMES, "kind", "status", "severity", "limit", "format",
-)  # fmt: skip
+SHAPE = ("limit", "format")
+SYMBOL_PARAMETERS = ("exchange", "symbol", *TIMES, "as_of", *SHAPE)
+RECORD_PARAMETERS = (*SYMBOL_PARAMETERS, "columns", "fresh")
+BAR_PARAMETERS = (*SYMBOL_PARAMETERS, "interval", "fresh")
+GAP_PARAMETERS = (*SYMBOL_PARAMETERS, "session", "kind", "status", "severity")
 
 
 async def _committed_only(kind: Kind, span: Span) -> Fresh:
@@ -43,45 +45,59 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
 
     def records(kind: Kind) -> Handler:
         async def view(request: web.Request) -> web.StreamResponse:
-            known = ("symbol", "exchange", *TIMES, "limit", "format", "fresh")
-            query = Parameters(request.query, known)
+            query = Parameters(request.query, RECORD_PARAMETERS)
             form = form_of(request, query)
             exchange, symbols = query.text("exchange"), query.names("symbol")
             (start, end), limit = query.times(), query.whole("limit")
+            columns, as_of = query.names("columns"), query.as_of()
             span = Span(exchange, symbols, start, end)
             fresh = await gather(kind, span) if query.flag("fresh") else None
             return await stream(
                 request,
                 form,
                 lambda stop: engine.records(
-                    kind, exchange, symbols, start, end, limit, stop=stop, fresh=fresh
+                    kind, exchange, symbols, start, end, limit, columns, stop, fresh, as_of
                 ),
             )
 
         return view
 
     async def bars(request: web.Request) -> web.StreamResponse:
-        known = ("symbol", "exchange", *TIMES, "interval", "limit", "format", "fresh")
-        query = Parameters(request.query, known)
+        query = Parameters(request.query, BAR_PARAMETERS)
         form = form_of(request, query)
         exchange, symbol = query.text("exchange"), query.name("symbol")
         (start, end), limit = query.times(), query.whole("limit")
+        as_of = query.as_of()
         interval = interval_ns("interval", query.text("interval") or "1m")
         span = Span(exchange, [symbol], start, end)
         fresh = await gather(TRADES, span) if query.flag("fresh") else None
         return await stream(
             request,
             form,
-            lambda stop: engine.bars(exchange, symbol, start, end, interval, limit, stop, fresh),
+            lambda stop: engine.bars(
+                exchange, symbol, start, end, interval, limit, stop, fresh, as_of
+            ),
         )
 
     async def symbols(request: web.Request) -> web.StreamResponse:
-        form = form_of(request, Parameters(request.query, ("format",)))
-        return await stream(request, form, engine.symbols)
+        query = Parameters(request.query, SYMBOL_PARAMETERS)
+        form, limit, as_of = form_of(request, query), query.whole("limit"), query.as_of()
+        exchange, names, (start, end) = query.text("exchange"), query.names("symbol"), query.times()
+        return await stream(
+            request,
+            form,
+            lambda stop: engine.symbols(stop, exchange, names, start, end, limit, as_of),
+        )
+
+    async def snapshots(request: web.Request) -> web.StreamResponse:
+        query = Parameters(request.query, ("table", *TIMES, *SHAPE))
+        form, tables, limit = form_of(request, query), query.names("table"), query.whole("limit")
+        start, end = query.times()
+        return await stream(request, form, lambda _: engine.snapshots(tables, start, end, limit))
 
     async def gaps(request: web.Request) -> web.StreamResponse:
         query = Parameters(request.query, GAP_PARAMETERS)
-        form, limit = form_of(request, query), query.whole("limit")
+        form, limit, as_of = form_of(request, query), query.whole("limit"), query.as_of()
         which = gap_queries.Selection(
             query.text("exchange"),
             query.names("symbol") or (),
@@ -91,7 +107,7 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
             query.names("status") or (),
             query.names("severity") or (),
         )
-        return await stream(request, form, lambda stop: engine.gaps(which, limit, stop))
+        return await stream(request, form, lambda stop: engine.gaps(which, limit, stop, as_of))
 
     async def status(request: web.Request) -> web.StreamResponse:
         Parameters(request.query, ())
@@ -112,6 +128,7 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
         *(web.get(f"/v1/{kind.name}", records(kind), allow_head=False) for kind in KINDS),
         web.get("/v1/bars", bars, allow_head=False),
         web.get("/v1/symbols", symbols, allow_head=False),
+        web.get("/v1/snapshots", snapshots, allow_head=False),
         web.get("/v1/gaps", gaps, allow_head=False),
         web.get("/v1/status", status, allow_head=False),
         web.get("/metrics", metrics),

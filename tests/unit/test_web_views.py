@@ -118,6 +118,35 @@ async def test_a_range_is_that_of_its_start_and_end(get):
     assert orjson.loads(body)["count"] == 2000
 
 
+async def test_columns_are_those_that_were_asked_for_in_their_order(get):
+    path = "/v1/trades?columns=price,kafka_cluster,ts_event&limit=2&format="
+    _, body = await get(path + "csv")
+    assert body.decode().splitlines()[:2] == ["price,kafka_cluster,ts_event", f"36.667,c,{START}"]
+    _, body = await get(path + "arrow")
+    assert pa.ipc.open_stream(body).read_all().column_names == [
+        "price", "kafka_cluster", "ts_event",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["trades?limit=1", "bars?symbol=BHP", "symbols", "gaps", "quotes"])
+async def test_every_answer_names_its_snapshot_and_through_when_it_is_valid(get, path):
+    """Null where it is not known: this lake's one commit is not K2's, and some tables are empty."""
+    response, body = await get(f"/v1/{path}")
+    answer = orjson.loads(body)
+    assert answer["valid_through"] is None
+    listed = orjson.loads((await get("/v1/snapshots"))[1])["data"]
+    (snapshot,) = [one for one in listed if one["table"] == "trades"]
+    if path in ("gaps", "quotes"):
+        assert answer["snapshot_id"] is None
+        return
+    assert answer["snapshot_id"] == snapshot["snapshot_id"]
+    assert response.headers["X-K2-Snapshot-Id"] == str(snapshot["snapshot_id"])
+    for as_of in (snapshot["snapshot_id"], snapshot["committed_at"], "now"):
+        sign = "&" if "?" in path else "?"
+        _, then = await get(f"/v1/{path}{sign}as_of={as_of}")
+        assert orjson.loads(then) == answer
+
+
 async def test_no_rows_are_an_answer_in_every_format(get):
     _, body = await get("/v1/trades?symbol=NOPE")
     answer = orjson.loads(body)
@@ -154,6 +183,13 @@ async def test_bars_of_a_symbol(get):
         ("/v1/trades?range=2014-03-10", "range"),
         ("/v1/bars?symbol=BHP&range=now:-1h", "range"),
         ("/v1/gaps?range=-1h:now&start=now", "range"),
+        ("/v1/trades?columns=price,prize", "columns"),
+        ("/v1/trades?columns=price,price", "columns"),
+        ("/v1/trades?as_of=7", "as_of"),
+        ("/v1/trades?as_of=now&fresh=true", "as_of"),
+        ("/v1/gaps?as_of=7", "as_of"),
+        ("/v1/symbols?limit=0", "limit"),
+        ("/v1/snapshots?table=bars", "table"),
         ("/v1/trades?limit=-1", "limit"),
         ("/v1/trades?limit=0", "limit"),
         ("/v1/trades?format=xml", "format"),
