@@ -6,9 +6,11 @@ cursor a query, so that they do not wait for each other. Every query pins one sn
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -17,7 +19,7 @@ from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import NoSuchTableError
 
 from k2 import metrics
-from k2.errors import BadQuery, CatalogUnavailable
+from k2.errors import BadQuery, CatalogUnavailable, PeerUnavailable
 from k2.lake.catalog import gaps_name, rejects_name, table_name
 from k2.lake.offsets import (
     MOVES_PROPERTY,
@@ -33,6 +35,7 @@ from k2.query import bars, gaps, rejects
 from k2.query.coverage import KnownGaps, told
 from k2.query.fresh import Fresh
 from k2.query.index import Pin, Tables
+from k2.query.pages import Cursor, Place, page
 from k2.query.rejects import Selection
 from k2.query.rows import Known, Rows, Stop
 from k2.query.scan import Scan
@@ -104,6 +107,8 @@ class Engine:
         stop: Stop | None = None,
         fresh: Fresh | None = None,
         as_of: AsOf | None = None,
+        after: Cursor | None = None,
+        asked: str = "",
     ) -> Rows:
         """Rows of [start_ns, end_ns), ascending by ts_event, then by topic, partition, offset.
 
@@ -114,6 +119,8 @@ class Engine:
             stop: lets another thread end this call and the reading of its rows.
             fresh: what the workers have of these rows in hand, gathered before this call.
             as_of: an older snapshot; not together with `fresh`.
+            after: from `Rows.next`: go on there, with its span and its snapshot.
+            asked: what its cursors are told from others by; see `k2.query.pages.digest`.
 
         Raises:
             BadQuery: names the parameter.
@@ -123,20 +130,25 @@ class Engine:
         _require_columns(kind, names)
         wanted = (symbols,) if isinstance(symbols, str) else symbols
         most, span = self._limit(limit), Span(exchange, wanted, start_ns, end_ns)
+        if after is not None:
+            span = replace(span, start_ns=after.start_ns, end_ns=after.end_ns)
         schema = pa.schema([kind.table.field(name) for name in names])
         with metrics.query_seconds.labels(resource=kind.name).time():
-            scan = self._scan(kind, span, stop, fresh, as_of)
-            known = self._known(scan, span, fresh)
+            scan = self._scan(kind, span, stop, fresh, as_of, after)
+            known = self._known(scan, span, fresh, after)
+            snapshot_id = scan.snapshot_id if after is None else after.snapshot_id
             if scan.rows_max == 0:
-                return Rows(schema, iter(()), scan.snapshot_id, known=known)
-            truncated = scan.rows_max > most and scan.exceeds(most)
-            statement = (
-                f"SELECT {', '.join(names)} FROM ({scan.sql}) "
-                "ORDER BY ts_event, kafka_topic, kafka_partition, kafka_offset LIMIT $most"
-            )
-            batches = scan.run(statement, {"most": most})
+                return Rows(schema, iter(()), snapshot_id, known=known)
+            batches, place = page(scan, names, most, None if after is None else after.last)
+            next_ = None
+            if place is not None and after is not None:
+                next_ = str(replace(after, last=place))
+            elif place is not None:
+                next_ = str(_cursor(asked, span, scan.pin, fresh, known, place))
         cast = (_cast(batch, schema) for batch in batches)
-        return Rows(schema, cast, scan.snapshot_id, truncated, scan.cursor, known)
+        rows = Rows(schema, cast, snapshot_id, next_ is not None, scan.cursor, known)
+        rows.next = next_
+        return rows
 
     def bars(
         self,
@@ -368,8 +380,13 @@ class Engine:
         stop: Stop | None,
         fresh: Fresh | None = None,
         as_of: AsOf | None = None,
+        after: Cursor | None = None,
     ) -> Scan:
         check_bounds(span.start_ns, span.end_ns)
+        if after is not None:
+            table, rows, bounds = self._continued(kind, fresh, after)
+            span = replace(span, start_ns=after.last.key[0])
+            return Scan(self._database, kind, table, span, stop or Stop(), rows, bounds)
         table, rows = self._loaded(kind, fresh, as_of)
         return Scan(self._database, kind, table, span, stop or Stop(), rows)
 
@@ -391,22 +408,68 @@ class Engine:
             )
         return table, fresh.beyond(_next_offsets(table), kind)
 
-    def _known(self, scan: Scan, span: Span, fresh: Fresh | None) -> Known:
+    def _continued(
+        self, kind: Kind, fresh: Fresh | None, after: Cursor
+    ) -> tuple[Pin, pa.Table | None, Mapping[Source, int] | None]:
+        """A table that has all rows of a cursor's answer, and below which offsets they are."""
+        if fresh is None and after.snapshot_id is not None:
+            name = table_name(self._settings, kind)
+            with contextlib.suppress(BadQuery):
+                return self._tables.load(name, AsOf.id(after.snapshot_id)), None, None
+        pin, rows = self._loaded(kind, fresh, None)
+        moves = decode_moves(pin.said(MOVES_PROPERTY))
+        if (
+            after.bounds is None
+            or len(moves) != after.moves
+            or told(after.bounds, moves) != after.bounds
+        ):
+            raise BadQuery("cursor", "what it goes on with has expired: ask anew")
+        reached = _next_offsets(pin)
+        if fresh is not None:
+            reached = fresh.bounds(reached)
+        if any(reached.get(source, 0) < bound for source, bound in after.bounds.items()):
+            raise PeerUnavailable("rows of the pages before are being read again")
+        return pin, rows, after.bounds
+
+    def _known(
+        self, scan: Scan, span: Span, fresh: Fresh | None, after: Cursor | None = None
+    ) -> Known:
         """What is known of the records of a scan, which has been planned before this is called."""
         pin = scan.pin
         times = _times(pin) if fresh is None else fresh.through(_times(pin))
-        valid = through(times.values())
+        valid = through(times.values()) if after is None else after.through
         try:
             ledger = self._tables.load(gaps_name(self._settings))
         except CatalogUnavailable as exc:
             if isinstance(exc.__cause__, NoSuchTableError):
                 return Known(None, valid, fresh is not None)
             raise
-        bounds = told(_next_offsets(pin), decode_moves(pin.said(MOVES_PROPERTY)))
-        if fresh is None:
-            return Known(self._known_gaps.coverage(ledger, span, bounds), valid)
-        bounds, held = fresh.bounds(bounds), [fresh.gaps]
-        return Known(self._known_gaps.coverage(ledger, span, bounds, held), valid, True)
+        moves = decode_moves(pin.said(MOVES_PROPERTY))
+        bounds, held = told(_next_offsets(pin), moves), []
+        if fresh is not None:
+            bounds, held = fresh.bounds(bounds), [fresh.gaps]
+        if after is not None and after.bounds is not None:
+            bounds = told(after.bounds, moves)
+        coverage = self._known_gaps.coverage(ledger, span, bounds, held)
+        return Known(coverage, valid, fresh is not None)
+
+
+def _cursor(
+    asked: str, span: Span, pin: Pin, fresh: Fresh | None, known: Known, last: Place
+) -> Cursor:
+    bounds, moves = _next_offsets(pin), decode_moves(pin.said(MOVES_PROPERTY))
+    if fresh is not None:
+        bounds = fresh.bounds(bounds)
+    return Cursor(
+        asked,
+        span.start_ns,
+        span.end_ns,
+        known.valid_through,
+        None if fresh is not None else pin.snapshot_id,
+        bounds or None,
+        len(moves),
+        last,
+    )
 
 
 def _require_columns(kind: Kind, names: Sequence[str]) -> None:

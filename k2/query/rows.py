@@ -80,10 +80,10 @@ class Stop:
 class Rows:
     """The rows of one query as a stream of batches; close it, or read it to its end.
 
-    `snapshot_id` is None for a table without a commit. `truncated`: the limit cut rows off.
-    `valid_through`: every record that Kafka had before this time, ns, is in the answer, or what it
-    tells of the record is; None: not known. `known` is None for what is not made of records: the
-    ledger's own rows, rejects, snapshots.
+    `snapshot_id` is None for a table without a commit. `truncated`: the limit cut rows off; `next`
+    is then the cursor behind the last one, where there are cursors. `valid_through`: every record
+    that Kafka had before this time, ns, is in the answer, or what it tells of the record is; None:
+    not known. `known` is None for what is not made of records: the ledger's own rows, rejects.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Rows:
     ) -> None:
         """`valid_through`: where nothing more is `known`."""
         self.schema = schema
+        self.next: str | None = None
         self.snapshot_id = snapshot_id
         self.truncated = truncated
         self.known = known
@@ -112,7 +113,9 @@ class Rows:
 
     def plain(self) -> dict[str, Any]:
         """What is known of the rows, as JSON has it behind them."""
-        told = {"snapshot_id": self.snapshot_id, "truncated": self.truncated}
+        told: dict[str, Any] = {"snapshot_id": self.snapshot_id, "truncated": self.truncated}
+        if self.next is not None:
+            told["next"] = self.next
         known = {} if self.known is None else self.known.plain()
         return {**told, "valid_through": self.valid_through, **known}
 
@@ -122,6 +125,7 @@ class Rows:
             "truncated": str(self.truncated).lower(),
             "snapshot-id": self.snapshot_id,
             "valid-through": self.valid_through,
+            "next": self.next,
         }
         known = {} if self.known is None else self.known.texts()
         return {name: str(value) for name, value in told.items() if value is not None} | known

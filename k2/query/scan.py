@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO
 
 from k2.errors import BadQuery, CatalogUnavailable, QueryTooLarge
+from k2.lake.offsets import Source
 from k2.query.index import Bound, Pin
 from k2.query.rows import Stop
 from k2.query.span import Span
@@ -38,9 +39,17 @@ class Scan:
         span: Span,
         stop: Stop,
         fresh: pa.Table | None = None,
+        bounds: Mapping[Source, int] | None = None,
     ) -> None:
-        """`fresh`: rows of the kind that the snapshot does not have; None: only its own."""
+        """Plan.
+
+        Args:
+            fresh: rows of the kind that the snapshot does not have; None: only its own.
+            bounds: only rows below these offsets of these sources; None: all.
+        """
         self._begin(pin, stop)
+        if bounds is not None:
+            self._below(bounds)
         # The plan knows microseconds only: it is widened, and ts_event then cuts exactly.
         self._equal("exchange", span.exchange)
         self._among("symbol", span.symbols)
@@ -54,6 +63,16 @@ class Scan:
         if fresh is not None and fresh.num_rows:
             self._add(database, fresh)
 
+    def _below(self, bounds: Mapping[Source, int]) -> None:
+        rows = [(*source, offset) for source, offset in bounds.items()]
+        names = ("in_cluster", "in_topic", "in_partition", "below")
+        columns = zip(*rows, strict=True) if rows else [()] * len(names)
+        self._tables["bounds"] = pa.table(dict(zip(names, map(pa.array, columns), strict=True)))
+        self._conditions.append(
+            "EXISTS (SELECT 1 FROM bounds WHERE in_cluster = kafka_cluster AND in_topic = "
+            "kafka_topic AND in_partition = kafka_partition AND kafka_offset < below)"
+        )
+
     def _begin(self, pin: Pin, stop: Stop) -> None:
         self.pin, self.snapshot_id = pin, pin.snapshot_id
         self.rows_max = 0
@@ -63,6 +82,7 @@ class Scan:
         self._parameters: dict[str, Any] = {}
         self._bounds: list[Bound] = []
         self._conditions: list[str] = []
+        self._tables: dict[str, pa.Table] = {}
 
     def _add(self, database: duckdb.DuckDBPyConnection, fresh: pa.Table) -> None:
         """Let the statement see more rows, under the same conditions."""
@@ -76,6 +96,8 @@ class Scan:
 
     def _connect(self, database: duckdb.DuckDBPyConnection) -> None:
         self.cursor = database.cursor()
+        for name, table in self._tables.items():
+            self.cursor.register(name, table)
         self._stop.watch(self.cursor)
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from k2.errors import BadQuery
+from k2.query.pages import Cursor, digest
 from k2.query.snapshots import AsOf
 from k2.query.times import bounds_ns, date, range_ns, time_ns
 
@@ -84,6 +85,15 @@ class Parameters:
         if self.flag("fresh"):
             raise BadQuery("as_of", "not together with fresh: these rows are in no snapshot")
         return AsOf.read(value)
+
+    def digest(self, resource: str) -> str:
+        """What tells this question from others; a page of it may have another size and format."""
+        free = ("cursor", "limit", "format")
+        return digest(resource, {n: v for n, v in self._values.items() if n not in free})
+
+    def cursor(self, resource: str) -> Cursor | None:
+        value = self.text("cursor")
+        return None if value is None else Cursor.read(value, self.digest(resource))
 
     def flag(self, name: str) -> bool:
         """`true` or `false`; false where it is not given."""

@@ -26,7 +26,7 @@ Gather = Callable[[Kind, Span], Awaitable[Fresh]]
 TIMES = ("start", "end", "range")
 SHAPE = ("limit", "format")
 SYMBOL_PARAMETERS = ("exchange", "symbol", *TIMES, "as_of", *SHAPE)
-RECORD_PARAMETERS = (*SYMBOL_PARAMETERS, "columns", "fresh")
+RECORD_PARAMETERS = (*SYMBOL_PARAMETERS, "columns", "cursor", "fresh")
 BAR_PARAMETERS = (*SYMBOL_PARAMETERS, "interval", "fresh")
 GAP_PARAMETERS = (*SYMBOL_PARAMETERS, "session", "kind", "status", "severity")
 
@@ -50,13 +50,27 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
             exchange, symbols = query.text("exchange"), query.names("symbol")
             (start, end), limit = query.times(), query.whole("limit")
             columns, as_of = query.names("columns"), query.as_of()
+            after, asked = query.cursor(kind.name), query.digest(kind.name)
+            if after is not None:
+                start, end = after.start_ns, after.end_ns
             span = Span(exchange, symbols, start, end)
             fresh = await gather(kind, span) if query.flag("fresh") else None
             return await stream(
                 request,
                 form,
                 lambda stop: engine.records(
-                    kind, exchange, symbols, start, end, limit, columns, stop, fresh, as_of
+                    kind,
+                    exchange,
+                    symbols,
+                    start,
+                    end,
+                    limit,
+                    columns,
+                    stop,
+                    fresh,
+                    as_of,
+                    after,
+                    asked,
                 ),
             )
 

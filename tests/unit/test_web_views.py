@@ -128,6 +128,31 @@ async def test_columns_are_those_that_were_asked_for_in_their_order(get):
     ]  # fmt: skip
 
 
+async def test_the_cursor_of_a_cut_answer_goes_on_behind_it_in_any_format(get):
+    """To the end, with pages of several sizes; where nothing is cut there is none."""
+    asked = "/v1/trades?symbol=BHP&range=2014-03-10:5ms&columns=ts_event"
+    response, body = await get(f"{asked}&limit=4000")
+    answer = orjson.loads(body)
+    assert answer["next"] == response.headers["X-K2-Next"]
+    found = [row["ts_event"] for row in answer["data"]]
+    response, body = await get(f"{asked}&limit=999&format=ndjson&cursor={answer['next']}")
+    found += [orjson.loads(line)["ts_event"] for line in body.splitlines()]
+    response, body = await get(f"{asked}&format=arrow&cursor={response.headers['X-K2-Next']}")
+    table = pa.ipc.open_stream(body).read_all()
+    assert (found + table["ts_event"].to_pylist()) == [START + n * 1000 for n in range(5000)]
+    assert response.headers["X-K2-Truncated"] == "false"
+    assert "X-K2-Next" not in response.headers
+    assert b"k2.next" not in table.schema.metadata
+
+
+@pytest.mark.parametrize("other", ["trades?symbol=BHP", "quotes", "trades?range=:now"])
+async def test_the_cursor_of_another_query_is_refused(get, other):
+    _, body = await get("/v1/trades?limit=1")
+    sign = "&" if "?" in other else "?"
+    response, body = await get(f"/v1/{other}{sign}cursor={orjson.loads(body)['next']}")
+    assert (response.status, orjson.loads(body)["parameter"]) == (400, "cursor")
+
+
 @pytest.mark.parametrize("path", ["trades?limit=1", "bars?symbol=BHP", "symbols", "gaps", "quotes"])
 async def test_every_answer_names_its_snapshot_and_through_when_it_is_valid(get, path):
     """Null where it is not known: this lake's one commit is not K2's, and some tables are empty."""
@@ -144,7 +169,7 @@ async def test_every_answer_names_its_snapshot_and_through_when_it_is_valid(get,
     for as_of in (snapshot["snapshot_id"], snapshot["committed_at"], "now"):
         sign = "&" if "?" in path else "?"
         _, then = await get(f"/v1/{path}{sign}as_of={as_of}")
-        assert orjson.loads(then) == answer
+        assert orjson.loads(then) | {"next": None} == answer | {"next": None}
 
 
 async def test_no_rows_are_an_answer_in_every_format(get):
@@ -185,6 +210,7 @@ async def test_bars_of_a_symbol(get):
         ("/v1/gaps?range=-1h:now&start=now", "range"),
         ("/v1/trades?columns=price,prize", "columns"),
         ("/v1/trades?columns=price,price", "columns"),
+        ("/v1/trades?cursor=eNpNiTkOgDAM", "cursor"),
         ("/v1/trades?as_of=7", "as_of"),
         ("/v1/trades?as_of=now&fresh=true", "as_of"),
         ("/v1/gaps?as_of=7", "as_of"),
