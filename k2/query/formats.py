@@ -1,9 +1,10 @@
 """Formats: each turns a stream of Arrow batches into a stream of bytes, for the web and for pipes.
 
 Decimals leave exactly: as strings without trailing zeros in JSON and NDJSON (a JSON number is a
-double in most clients), plain in CSV, as decimal128 in Arrow. Times are integers of ns everywhere.
-A list is a JSON array, in CSV too. What is known of the rows stands behind them in JSON, and in the
-metadata of Arrow's schema.
+double in most clients), plain in CSV, as decimal128 in Arrow and Parquet. Times are integers of ns
+everywhere. A list is a JSON array, in CSV too. What is known of the rows stands behind them in
+JSON, and in the metadata of Arrow's schema and of a Parquet file, of which a row group at a time is
+in memory.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from typing import Any
 import orjson
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from k2.query.rows import Rows
 
 __all__ = ["Encoder", "plain"]
+
+#: A row group of Parquet is written as soon as it has one of these.
+GROUP_ROWS_MIN, GROUP_BYTES_MIN = 131_072, 16 * 1024 * 1024
 
 
 def plain(column: pa.Array) -> pa.Array:
@@ -35,7 +40,7 @@ def _plain(column: pl.Series) -> pl.Series:
 
 
 class Encoder:
-    """One answer as json, ndjson, csv or arrow: `begin`, `rows` for each batch, `end`.
+    """One answer as json, ndjson, csv, arrow or parquet: `begin`, `rows` for each batch, `end`.
 
     Not thread safe.
     """
@@ -47,13 +52,16 @@ class Encoder:
         self._schema, self._told, self._end = rows.schema, rows.texts(), rows.plain()
         self._sink = _Sink()
         self._writer: Any = None
+        self._group: list[pa.RecordBatch] = []  # of Parquet: what is not yet written
 
     def begin(self) -> bytes:
         if self._form == "json":
             return b'{"data":['
         if self._form == "arrow":
-            metadata = {f"k2.{name}": text for name, text in self._told.items()}
-            self._writer = pa.ipc.new_stream(self._sink, self._schema.with_metadata(metadata))
+            self._writer = pa.ipc.new_stream(self._sink, self._schema.with_metadata(self._metadata))
+            return self._sink.take()
+        if self._form == "parquet":
+            self._writer = pq.ParquetWriter(self._sink, self._schema, compression="zstd")
             return self._sink.take()
         if self._form == "csv":
             return (",".join(self._schema.names) + "\n").encode()
@@ -63,6 +71,14 @@ class Encoder:
         first, self.count = self.count == 0, self.count + batch.num_rows
         if self._form == "arrow":
             self._writer.write_batch(batch)
+            return self._sink.take()
+        if self._form == "parquet":
+            self._group.append(batch)
+            if (
+                sum(part.num_rows for part in self._group) >= GROUP_ROWS_MIN
+                or sum(part.nbytes for part in self._group) >= GROUP_BYTES_MIN
+            ):
+                self._write_group()
             return self._sink.take()
         text, sink = _textual(batch), BytesIO()
         if self._form == "csv":
@@ -81,7 +97,21 @@ class Encoder:
         if self._form == "arrow":
             self._writer.close()
             return self._sink.take()
+        if self._form == "parquet":
+            self._write_group()
+            self._writer.add_key_value_metadata(self._metadata)
+            self._writer.close()
+            return self._sink.take()
         return b""
+
+    @property
+    def _metadata(self) -> dict[str, str]:
+        return {f"k2.{name}": text for name, text in self._told.items()}
+
+    def _write_group(self) -> None:
+        if self._group:
+            self._writer.write_table(pa.Table.from_batches(self._group))
+            self._group = []
 
 
 def _textual(batch: pa.RecordBatch) -> pl.DataFrame:
@@ -108,10 +138,15 @@ class _Sink:
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
+        self._written = 0
 
     def write(self, data: Any) -> int:
         self._parts.append(bytes(data))
+        self._written += len(self._parts[-1])
         return len(self._parts[-1])
+
+    def tell(self) -> int:
+        return self._written
 
     def flush(self) -> None: ...
 

@@ -7,13 +7,16 @@ from decimal import Context, Decimal
 
 import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from k2.query.formats import Encoder, plain
+from k2.query.formats import GROUP_ROWS_MIN, Encoder, plain
 from k2.query.rows import Rows
 
+#: What formats quote or escape, and what they should not.
+TEXT = st.text(st.sampled_from("a ,;\"'\\/\0\b\f\t\n\r\x1f\x7f\x85é\u2028\ufeff\U0001f600<&"))
 INT64 = st.integers(-(2**63), 2**63 - 1)
 EXACT = Context(prec=60)
 INTERVAL = pa.struct([("first", pa.int64()), ("last", pa.int64())])
@@ -45,7 +48,7 @@ ROW = st.fixed_dictionaries(
         "volume": st.none() | digits(38, 8),
         "whole": st.none() | digits(38, 0),
         "day": st.none() | st.dates(dt.date(1900, 1, 1), dt.date(2200, 1, 1)),
-        'a "nâme': st.none() | st.text(),
+        'a "nâme': st.none() | TEXT,
         "flag": st.none() | st.booleans(),
         "remaining": st.none()
         | st.lists(
@@ -70,6 +73,7 @@ def encoded(form: str, batches: list[list[dict]]) -> bytes:
     return b"".join([*parts, encoder.end()])
 
 
+@settings(deadline=None)
 @given(BATCHES)
 def test_json_and_ndjson_are_those_of_the_reference(batches: list[list[dict]]) -> None:
     rows = [{name: text_of(v) for name, v in row.items()} for batch in batches for row in batch]
@@ -80,6 +84,7 @@ def test_json_and_ndjson_are_those_of_the_reference(batches: list[list[dict]]) -
     assert orjson.loads(answer)["count"] == len(rows)
 
 
+@settings(deadline=None)
 @given(BATCHES)
 def test_csv_reads_back(batches: list[list[dict]]) -> None:
     """Null and the empty string differ in nothing but quotes, which Python's reader drops."""
@@ -100,6 +105,37 @@ def test_csv_reads_back(batches: list[list[dict]]) -> None:
         ]
         wanted.append(cells)
     assert found == wanted
+
+
+@settings(deadline=None)
+@given(BATCHES)
+def test_arrow_and_parquet_have_the_rows_and_what_is_known_of_them(
+    batches: list[list[dict]],
+) -> None:
+    wanted = pa.Table.from_batches(
+        [pa.RecordBatch.from_pylist(rows, SCHEMA) for rows in batches], SCHEMA
+    )
+    told = {b"k2.snapshot-id": b"7", b"k2.truncated": b"false"}
+    stream = pa.ipc.open_stream(encoded("arrow", batches)).read_all()
+    assert (stream.combine_chunks(), stream.schema.metadata) == (wanted.combine_chunks(), told)
+    file = pq.ParquetFile(io.BytesIO(encoded("parquet", batches)))
+    assert file.schema_arrow.equals(SCHEMA)
+    assert file.read().combine_chunks() == wanted.combine_chunks()
+    assert told.items() <= file.metadata.metadata.items()
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_parquet_goes_out_by_row_groups(wide: bool) -> None:
+    """What is kept in memory is one group, of rows or of bytes."""
+    text = pa.array(["x" * (1000 if wide else 1)] * 8192)
+    batch = pa.RecordBatch.from_arrays([text], ["text"])
+    encoder = Encoder("parquet", Rows(batch.schema, iter(()), None))
+    parts = [encoder.begin(), *(encoder.rows(batch) for _ in range(64)), encoder.end()]
+    written = [at for at, part in enumerate(parts[1:-1]) if part]
+    file = pq.ParquetFile(io.BytesIO(b"".join(parts)))
+    groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+    assert groups == ([3 * 8192] * 21 + [8192] if wide else [GROUP_ROWS_MIN] * 4)
+    assert len(written) == sum(1 for rows in groups if rows > 8192)
 
 
 @pytest.mark.parametrize("type_", [pa.decimal128(18, 8), pa.decimal128(38, 0)])

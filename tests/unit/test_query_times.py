@@ -3,7 +3,7 @@
 import datetime as dt
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from k2.errors import BadQuery
@@ -33,6 +33,7 @@ MOMENTS = (
 )
 
 
+@settings(deadline=None)
 @given(MOMENTS, MOMENTS, st.sampled_from(["", "@"]))
 def test_a_range_of_any_two_moments_is_read_as_these(first: str, last: str, at: str) -> None:
     """However many colons they have of their own."""
@@ -44,6 +45,7 @@ def test_a_range_of_any_two_moments_is_read_as_these(first: str, last: str, at: 
             range_ns("range", f"{at}{first}:{last}", NOW)
 
 
+@settings(deadline=None)
 @given(MOMENTS, st.sampled_from([("1h", HOUR), ("1d", DAY), ("1h30m", 3 * HOUR // 2), ("5ns", 5)]))
 def test_a_duration_begins_at_the_first_moment(first: str, length: tuple[str, int]) -> None:
     text, ns = length

@@ -1,11 +1,16 @@
 """The views on a real server over a real Iceberg table."""
 
 import datetime as dt
+import gzip
+import io
+import zlib
 from pathlib import Path
 
 import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 
@@ -16,7 +21,8 @@ from k2.query.times import interval_ns, time_ns
 from k2.schemas import TRADES
 from k2.settings import Settings
 from k2.web.answers import middlewares
-from k2.web.formats import choose
+from k2.web.codings import CODINGS, Packer, coding_of
+from k2.web.formats import MEDIA_TYPES, choose
 from k2.web.views import routes
 
 START = 1394409600_000_000_000
@@ -68,9 +74,10 @@ async def get(engine):
     state = {"ready": (True, {})}
     app = web.Application(middlewares=middlewares())
     app.add_routes(routes(engine, ready=lambda: state["ready"]))
-    async with TestServer(app) as server, ClientSession() as session:
+    async with TestServer(app) as server, ClientSession(auto_decompress=False) as session:
 
         async def call(path, headers=None):
+            headers = {"Accept-Encoding": "identity", **(headers or {})}
             async with session.get(server.make_url(path), headers=headers) as response:
                 return response, await response.read()
 
@@ -105,6 +112,10 @@ async def test_every_format_gives_every_row(get):
     table = pa.ipc.open_stream(body).read_all()
     assert table.num_rows == ROWS
     assert table.schema.field("price").type == pa.decimal128(18, 8)
+    _, body = await get(path + "parquet")
+    assert pq.read_table(io.BytesIO(body)).combine_chunks() == (
+        table.replace_schema_metadata(None).combine_chunks()
+    )
 
 
 async def test_a_range_is_that_of_its_start_and_end(get):
@@ -116,6 +127,74 @@ async def test_a_range_is_that_of_its_start_and_end(get):
         assert orjson.loads(one) == orjson.loads(other)
     (_, body) = await get(f"/v1/trades?{within}")
     assert orjson.loads(body)["count"] == 2000
+
+
+def unpacked(coding, body):
+    if coding == "gzip":
+        return gzip.decompress(body)
+    if coding == "zstd":
+        return zstandard.ZstdDecompressor().decompressobj().decompress(body)
+    assert coding is None
+    return body
+
+
+@pytest.mark.parametrize("form", MEDIA_TYPES)
+async def test_every_format_comes_compressed_as_it_is_plain(get, form):
+    """But Parquet, which is compressed within."""
+    path = f"/v1/trades?symbol=BHP&format={form}"
+    _, plain = await get(path, {"Accept-Encoding": "identity"})
+    for accept, coding in (("gzip, deflate, br", "gzip"), ("gzip, zstd", "zstd")):
+        response, body = await get(path, {"Accept-Encoding": accept})
+        found = response.headers.get("Content-Encoding")
+        assert found == (None if form == "parquet" else coding)
+        assert response.headers["Vary"] == "Accept, Accept-Encoding"
+        assert unpacked(found, body) == plain
+        assert form == "parquet" or len(body) < len(plain) / 4
+
+
+async def test_what_is_sent_can_be_read_at_once(get):
+    """A coding holds nothing back: the rows of a batch are there when the batch is."""
+    for coding in CODINGS:
+        packer = Packer(coding)
+        sent = b""
+        for n in range(5):
+            sent += packer(b"row %d\n" % n)
+            reader = zlib.decompressobj(31) if coding == "gzip" else zstd_reader()
+            assert reader.decompress(sent) == b"".join(b"row %d\n" % k for k in range(n + 1))
+
+
+def zstd_reader():
+    return zstandard.ZstdDecompressor().decompressobj()
+
+
+@pytest.mark.parametrize(
+    ("accept", "coding"),
+    [
+        ("", "identity"),
+        ("br", "identity"),
+        ("gzip", "gzip"),
+        ("gzip, deflate, br, zstd", "zstd"),
+        ("gzip;q=1.0, zstd;q=0.5", "gzip"),
+        ("zstd;q=0, gzip;q=0.1", "gzip"),
+        ("*", "zstd"),
+        ("*;q=0.5, zstd;q=0", "gzip"),
+        ("identity, gzip;q=0.5", "identity"),
+        ("gzip;q=0", "identity"),
+        ("identity;q=0", None),
+        ("*;q=0", None),
+        ("br, *;q=0", None),
+        ("identity;q=0, gzip", "gzip"),
+        ("gzip;q=much", "identity"),
+    ],
+)
+def test_the_coding_is_the_best_that_the_client_takes(accept, coding):
+    assert coding_of(accept) == coding
+
+
+async def test_a_client_that_takes_no_coding_is_told(get):
+    response, body = await get("/v1/trades?limit=1", {"Accept-Encoding": "identity;q=0, br"})
+    assert (response.status, response.content_type) == (406, "application/problem+json")
+    assert b"zstd, gzip" in body
 
 
 async def test_columns_are_those_that_were_asked_for_in_their_order(get):
