@@ -73,7 +73,7 @@ def gaps(
         if form is None:
             _show(rows, stop)
         else:
-            write(rows, form, stop, ())
+            write(rows, form, stop, (), newest=True)
 
 
 def _show(rows: Rows, stop: Stop) -> None:

@@ -147,7 +147,10 @@ def as_of_of(text: str | None) -> AsOf | None:
     return None if text is None else AsOf.read(text)
 
 
-def write(rows: Rows, form: str | None, stop: Stop, shown: tuple[str, ...]) -> None:
+def write(
+    rows: Rows, form: str | None, stop: Stop, shown: tuple[str, ...], *, newest: bool = False
+) -> None:
+    """Show rows, or write them; `newest`: a limit left those out that came before."""
     if form is None:
         count = _show(rows, stop, shown)
     else:
@@ -157,7 +160,8 @@ def write(rows: Rows, form: str | None, stop: Stop, shown: tuple[str, ...]) -> N
             click.echo(encoder.rows(batch), nl=False)
         count = encoder.count
     if rows.truncated:
-        note(f"only the first {count:,} rows; there are more (--limit, K2_QUERY_ROWS_MAX)")
+        which = "newest" if newest else "first"
+        note(f"only the {which} {count:,} rows; there are more (--limit, K2_QUERY_ROWS_MAX)")
     elif count == 0:
         note("no rows")
     if rows.known is not None and (coverage := rows.known.coverage) != Coverage():

@@ -42,4 +42,4 @@ def snapshots(
     since, until = bounds(start, end, range_)
     with opened() as (engine, stop):
         rows = run(stop, lambda: engine.snapshots(tables, since, until, most))
-        write(rows, form, stop, SHOWN)
+        write(rows, form, stop, SHOWN, newest=True)
