@@ -129,25 +129,18 @@ class Engine:
         names = tuple(columns or COLUMNS[kind])
         _require_columns(kind, names)
         wanted = (symbols,) if isinstance(symbols, str) else symbols
-        most, span = self._limit(limit), Span(exchange, wanted, start_ns, end_ns)
-        if after is not None:
-            span = replace(span, start_ns=after.start_ns, end_ns=after.end_ns)
+        most, span = self._limit(limit), _span(after, exchange, wanted, start_ns, end_ns)
         schema = pa.schema([kind.table.field(name) for name in names])
         with metrics.query_seconds.labels(resource=kind.name).time():
             scan = self._scan(kind, span, stop, fresh, as_of, after)
             known = self._known(scan, span, fresh, after)
-            snapshot_id = scan.snapshot_id if after is None else after.snapshot_id
             if scan.rows_max == 0:
-                return Rows(schema, iter(()), snapshot_id, known=known)
+                return Rows(schema, iter(()), _named(scan, after), known=known)
             batches, place = page(scan, names, most, None if after is None else after.last)
-            next_ = None
-            if place is not None and after is not None:
-                next_ = str(replace(after, last=place))
-            elif place is not None:
-                next_ = str(_cursor(asked, span, scan.pin, fresh, known, place))
         cast = (_cast(batch, schema) for batch in batches)
-        rows = Rows(schema, cast, snapshot_id, next_ is not None, scan.cursor, known)
-        rows.next = next_
+        cut = place is not None
+        rows = Rows(schema, cast, _named(scan, after), cut, scan.cursor, known)
+        rows.next = _cursor(place, after, asked, span, scan.pin, fresh, known)
         return rows
 
     def bars(
@@ -161,6 +154,8 @@ class Engine:
         stop: Stop | None = None,
         fresh: Fresh | None = None,
         as_of: AsOf | None = None,
+        after: Cursor | None = None,
+        asked: str = "",
     ) -> Rows:
         """Bars of one symbol's trades in [start_ns, end_ns), ascending; empty bars are left out.
 
@@ -169,26 +164,31 @@ class Engine:
 
         Raises:
             BadQuery: names the parameter; among others a symbol of several exchanges without one.
-            CatalogUnavailable: as for `records`, and so are `fresh` and `as_of`.
+            CatalogUnavailable: as for `records`, and so are `fresh` and what follows it.
         """
-        most, span = self._limit(limit), Span(exchange, [symbol], start_ns, end_ns)
+        most, span = self._limit(limit), _span(after, exchange, [symbol], start_ns, end_ns)
+        skip = 0 if after is None else after.last.rows
         with metrics.query_seconds.labels(resource="bars").time():
-            scan = self._scan(TRADES, span, stop, fresh, as_of)
+            scan = self._scan(TRADES, span, stop, fresh, as_of, after)
             statement, step = bars.sql(scan.sql, interval_ns)
-            known = self._known(scan, span, fresh)
+            known = self._known(scan, span, fresh, after)
             if scan.rows_max == 0:
-                return Rows(bars.BARS, iter(()), scan.snapshot_id, known=known)
+                return Rows(bars.BARS, iter(()), _named(scan, after), known=known)
             if exchange is None:
                 exchange = scan.one_exchange(symbol)
             truncated = False
             if scan.rows_max > most:
-                truncated = scan.exceeds(most, f"SELECT bucket FROM ({statement})", step)
+                truncated = scan.exceeds(skip + most, f"SELECT bucket FROM ({statement})", step)
             batches = scan.run(
-                f"SELECT * FROM ({statement}) ORDER BY bucket LIMIT $most", {"most": most, **step}
+                f"SELECT * FROM ({statement}) ORDER BY bucket LIMIT $most OFFSET $skip",
+                {"most": most, "skip": skip, **step},
             )
         zone = self._settings.exchange_zones.get(exchange or "", "UTC")
         done = bars.finish(batches, interval_ns, zone)
-        return Rows(bars.BARS, done, scan.snapshot_id, truncated, scan.cursor, known)
+        rows = Rows(bars.BARS, done, _named(scan, after), truncated, scan.cursor, known)
+        place = Place((), skip + most) if truncated else None
+        rows.next = _cursor(place, after, asked, span, scan.pin, fresh, known)
+        return rows
 
     def symbols(
         self,
@@ -199,6 +199,8 @@ class Engine:
         end_ns: int | None = None,
         limit: int | None = None,
         as_of: AsOf | None = None,
+        after: Cursor | None = None,
+        asked: str = "",
     ) -> Rows:
         """Each (exchange, symbol) with trades in [start_ns, end_ns), and what there is of them.
 
@@ -208,23 +210,28 @@ class Engine:
             BadQuery: names the parameter.
             CatalogUnavailable: the table cannot be loaded.
         """
-        most, span = self._limit(limit), Span(exchange, symbols, start_ns, end_ns)
+        most, span = self._limit(limit), _span(after, exchange, symbols, start_ns, end_ns)
+        skip = 0 if after is None else after.last.rows
         with metrics.query_seconds.labels(resource="symbols").time():
-            scan = self._scan(TRADES, span, stop, None, as_of)
-            known = self._known(scan, span, None)
+            scan = self._scan(TRADES, span, stop, None, as_of, after)
+            known = self._known(scan, span, None, after)
             if scan.rows_max == 0:
-                return Rows(SYMBOLS, iter(()), scan.snapshot_id, known=known)
+                return Rows(SYMBOLS, iter(()), _named(scan, after), known=known)
             statement = (
                 "SELECT exchange, symbol, count(*) AS trades, min(ts_event) AS first_ts_event, "
                 "max(ts_event) AS last_ts_event, count(DISTINCT session) AS sessions "
                 f"FROM ({scan.sql}) GROUP BY ALL ORDER BY exchange, symbol"
             )
             truncated = scan.rows_max > most and scan.exceeds(
-                most, f"SELECT DISTINCT exchange, symbol FROM ({scan.sql})"
+                skip + most, f"SELECT DISTINCT exchange, symbol FROM ({scan.sql})"
             )
-            batches = scan.run(f"{statement} LIMIT $most", {"most": most})
+            paged = f"{statement} LIMIT $most OFFSET $skip"
+            batches = scan.run(paged, {"most": most, "skip": skip})
         cast = (_cast(batch, SYMBOLS) for batch in batches)
-        return Rows(SYMBOLS, cast, scan.snapshot_id, truncated, scan.cursor, known)
+        rows = Rows(SYMBOLS, cast, _named(scan, after), truncated, scan.cursor, known)
+        place = Place((), skip + most) if truncated else None
+        rows.next = _cursor(place, after, asked, span, scan.pin, None, known)
+        return rows
 
     def snapshots(
         self,
@@ -385,7 +392,8 @@ class Engine:
         check_bounds(span.start_ns, span.end_ns)
         if after is not None:
             table, rows, bounds = self._continued(kind, fresh, after)
-            span = replace(span, start_ns=after.last.key[0])
+            if after.last.key:
+                span = replace(span, start_ns=after.last.key[0])
             return Scan(self._database, kind, table, span, stop or Stop(), rows, bounds)
         table, rows = self._loaded(kind, fresh, as_of)
         return Scan(self._database, kind, table, span, stop or Stop(), rows)
@@ -454,22 +462,44 @@ class Engine:
         return Known(coverage, valid, fresh is not None)
 
 
+def _span(
+    after: Cursor | None,
+    exchange: str | None,
+    symbols: Sequence[str] | None,
+    start_ns: int | None,
+    end_ns: int | None,
+) -> Span:
+    """What is asked for; a cursor has the times of its first page."""
+    if after is not None:
+        start_ns, end_ns = after.start_ns, after.end_ns
+    return Span(exchange, symbols, start_ns, end_ns)
+
+
+def _named(scan: Scan, after: Cursor | None) -> int | None:
+    """The snapshot that an answer is of: a cursor's own, though a later one may be read."""
+    return scan.snapshot_id if after is None else after.snapshot_id or scan.snapshot_id
+
+
 def _cursor(
-    asked: str, span: Span, pin: Pin, fresh: Fresh | None, known: Known, last: Place
-) -> Cursor:
+    place: Place | None,
+    after: Cursor | None,
+    asked: str,
+    span: Span,
+    pin: Pin,
+    fresh: Fresh | None,
+    known: Known,
+) -> str | None:
+    """The cursor behind a place."""
+    if place is None:
+        return None
+    if after is not None:
+        return str(replace(after, last=place))
     bounds, moves = _next_offsets(pin), decode_moves(pin.said(MOVES_PROPERTY))
     if fresh is not None:
         bounds = fresh.bounds(bounds)
-    return Cursor(
-        asked,
-        span.start_ns,
-        span.end_ns,
-        known.valid_through,
-        None if fresh is not None else pin.snapshot_id,
-        bounds or None,
-        len(moves),
-        last,
-    )
+    times = (span.start_ns, span.end_ns, known.valid_through)
+    snapshot_id = None if fresh is not None else pin.snapshot_id
+    return str(Cursor(asked, *times, snapshot_id, bounds or None, len(moves), place))
 
 
 def _require_columns(kind: Kind, names: Sequence[str]) -> None:

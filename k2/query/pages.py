@@ -36,10 +36,10 @@ _PLAIN_MAX = 1_000_000
 
 
 class Place(NamedTuple):
-    """The last row of a page."""
+    """The end of a page: how many rows with the key of its last one were given."""
 
-    key: tuple[Any, ...]  # KEY
-    rows: int = 1  # with this key that were given
+    key: tuple[Any, ...]  # KEY; of rows that are made of others none: then it counts all rows
+    rows: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def _decoded(text: str) -> Cursor:
     asked, start, end, through, snapshot_id, listed, moves, key, rows = json.loads(plain)
     numbers = [n for n in (start, end, through, snapshot_id) if n is not None]
     typed = [(asked, str), *((n, int) for n in (*numbers, moves, rows))]
-    typed += zip(key, _TYPES, strict=True)
+    typed += zip(key, _TYPES if key else (), strict=True)
     bounds = None if listed is None else {Source(c, t, p): n for c, t, p, n in listed}
     for source, bound in (bounds or {}).items():
         typed += zip((*source, bound), (str, str, int, int), strict=True)
@@ -122,6 +122,7 @@ def page(
     source, skip, given = scan.sql, 0, dict[str, Any]()
     if behind is not None:
         skip, given = behind.rows, {f"key_{n}": value for n, value in enumerate(behind.key)}
+    if given:
         source = f"SELECT * FROM ({scan.sql}) WHERE {_compared('>=', given)}"
     chosen, key = ", ".join(names), ", ".join(f"{name} AS key_{name}" for name in KEY)
     rest = f"FROM ({source}) ORDER BY {ORDER} LIMIT $most OFFSET $skip"

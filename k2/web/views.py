@@ -25,10 +25,11 @@ Gather = Callable[[Kind, Span], Awaitable[Fresh]]
 #: Either `range`, or the others.
 TIMES = ("start", "end", "range")
 SHAPE = ("limit", "format")
-SYMBOL_PARAMETERS = ("exchange", "symbol", *TIMES, "as_of", *SHAPE)
-RECORD_PARAMETERS = (*SYMBOL_PARAMETERS, "columns", "cursor", "fresh")
+COMMON = ("exchange", "symbol", *TIMES, "as_of", *SHAPE)
+SYMBOL_PARAMETERS = (*COMMON, "cursor")
+RECORD_PARAMETERS = (*SYMBOL_PARAMETERS, "columns", "fresh")
 BAR_PARAMETERS = (*SYMBOL_PARAMETERS, "interval", "fresh")
-GAP_PARAMETERS = (*SYMBOL_PARAMETERS, "session", "kind", "status", "severity")
+GAP_PARAMETERS = (*COMMON, "session", "kind", "status", "severity")
 
 
 async def _committed_only(kind: Kind, span: Span) -> Fresh:
@@ -81,7 +82,9 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
         form = form_of(request, query)
         exchange, symbol = query.text("exchange"), query.name("symbol")
         (start, end), limit = query.times(), query.whole("limit")
-        as_of = query.as_of()
+        as_of, after, asked = query.as_of(), query.cursor("bars"), query.digest("bars")
+        if after is not None:
+            start, end = after.start_ns, after.end_ns
         interval = interval_ns("interval", query.text("interval") or "1m")
         span = Span(exchange, [symbol], start, end)
         fresh = await gather(TRADES, span) if query.flag("fresh") else None
@@ -89,7 +92,7 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
             request,
             form,
             lambda stop: engine.bars(
-                exchange, symbol, start, end, interval, limit, stop, fresh, as_of
+                exchange, symbol, start, end, interval, limit, stop, fresh, as_of, after, asked
             ),
         )
 
@@ -97,10 +100,13 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
         query = Parameters(request.query, SYMBOL_PARAMETERS)
         form, limit, as_of = form_of(request, query), query.whole("limit"), query.as_of()
         exchange, names, (start, end) = query.text("exchange"), query.names("symbol"), query.times()
+        after, asked = query.cursor("symbols"), query.digest("symbols")
         return await stream(
             request,
             form,
-            lambda stop: engine.symbols(stop, exchange, names, start, end, limit, as_of),
+            lambda stop: engine.symbols(
+                stop, exchange, names, start, end, limit, as_of, after, asked
+            ),
         )
 
     async def snapshots(request: web.Request) -> web.StreamResponse:

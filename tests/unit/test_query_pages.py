@@ -252,3 +252,42 @@ def test_a_cut_cursor_is_refused() -> None:
     for cut in (text[:-3], text[1:], text + "A", "", "é"):
         with pytest.raises(BadQuery, match="cursor"):
             Cursor.read(cut, ASKED)
+
+
+def test_bars_and_symbols_have_pages_too(lake: Lake) -> None:
+    """Of the trades that the first page was made of, also when its snapshot has expired."""
+    draw = random.Random(5)
+    names = [f"S{n}" for n in range(9)]
+
+    def more() -> None:
+        first = lake.offsets.get(Source("c", TOPIC, 0), 0)
+        rows = [r | {"symbol": draw.choice(names)} for r in some(draw, 0, range(first, first + 40))]
+        lake.commit(rows, {0: first + 40})
+        if draw.random() < 0.5:
+            lake.expire()
+
+    def bars(limit: int | None = None, after: Cursor | None = None) -> Any:
+        return lake.engine.bars("ASX", "S1", None, None, 10**6, limit, after=after, asked=ASKED)
+
+    def symbols(limit: int | None = None, after: Cursor | None = None) -> Any:
+        return lake.engine.symbols(limit=limit, after=after, asked=ASKED)
+
+    more()
+    spread = [
+        row(n, START + n * 10**7, symbol="S1", kafka_partition=1, sequence=n) for n in range(20)
+    ]
+    lake.commit(spread, {1: 20})
+    for read in (bars, symbols):
+        whole = read()
+        rows = whole.read_all().to_pylist()
+        assert len(rows) >= 9
+        found, after = [], None
+        while True:
+            page = read(draw.randrange(1, 5), after)
+            assert (page.snapshot_id, page.known) == (whole.snapshot_id, whole.known)
+            found += page.read_all().to_pylist()
+            if page.next is None:
+                break
+            after = Cursor.read(page.next, ASKED)
+            more()
+        assert found == rows

@@ -224,6 +224,16 @@ async def test_the_cursor_of_a_cut_answer_goes_on_behind_it_in_any_format(get):
     assert b"k2.next" not in table.schema.metadata
 
 
+async def test_bars_go_on_behind_a_cursor(get):
+    asked = "/v1/bars?symbol=BHP&interval=1ms"
+    whole = orjson.loads((await get(asked))[1])["data"]
+    response, body = await get(f"{asked}&limit=7")
+    found = orjson.loads(body)["data"]
+    _, body = await get(f"{asked}&cursor={response.headers['X-K2-Next']}")
+    assert found + orjson.loads(body)["data"] == whole
+    assert len(whole) == 40
+
+
 @pytest.mark.parametrize("other", ["trades?symbol=BHP", "quotes", "trades?range=:now"])
 async def test_the_cursor_of_another_query_is_refused(get, other):
     _, body = await get("/v1/trades?limit=1")
