@@ -6,41 +6,30 @@ cursor a query, so that they do not wait for each other. Every query pins one sn
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import NoSuchTableError
 
 from k2 import metrics
-from k2.errors import BadQuery, CatalogUnavailable, PeerUnavailable
+from k2.errors import BadQuery
 from k2.lake.catalog import gaps_name, rejects_name, table_name
-from k2.lake.offsets import (
-    MOVES_PROPERTY,
-    OFFSETS_PROPERTY,
-    THROUGH_PROPERTY,
-    Source,
-    decode_moves,
-    decode_through,
-)
-from k2.lake.offsets import decode as decode_offsets
 from k2.lake.replays import Ledger
 from k2.query import bars, gaps, rejects
-from k2.query.coverage import KnownGaps, told
 from k2.query.fresh import Fresh
 from k2.query.index import Pin, Tables
 from k2.query.pages import Cursor, Place, page
+from k2.query.records import Records, cursor_behind
 from k2.query.rejects import Selection
 from k2.query.rows import Known, Rows, Stop
 from k2.query.scan import Scan
-from k2.query.snapshots import SNAPSHOTS, AsOf, listed, through
+from k2.query.snapshots import SNAPSHOTS, AsOf, listed
 from k2.query.span import Span
+from k2.query.status import state, total
 from k2.query.times import check_bounds
 from k2.schemas import KINDS, TRADES, Kind
 from k2.settings import Settings
@@ -79,7 +68,7 @@ class Engine:
         self._tables = Tables(catalog)
         self._settings = settings
         self._ledger = Ledger(catalog, settings)
-        self._known_gaps = KnownGaps()
+        self._records = Records(self._tables, settings)
         spill = settings.data.resolve() / "spill" / f"{os.getpid()}-{id(self):x}"
         spill.parent.mkdir(parents=True, exist_ok=True)  # DuckDB makes only the last part
         self._database = duckdb.connect(
@@ -140,7 +129,7 @@ class Engine:
         cast = (_cast(batch, schema) for batch in batches)
         cut = place is not None
         rows = Rows(schema, cast, _named(scan, after), cut, scan.cursor, known)
-        rows.next = _cursor(place, after, asked, span, scan.pin, fresh, known)
+        rows.next = cursor_behind(place, after, asked, span, scan.pin, fresh, known)
         return rows
 
     def bars(
@@ -187,7 +176,7 @@ class Engine:
         done = bars.finish(batches, interval_ns, zone)
         rows = Rows(bars.BARS, done, _named(scan, after), truncated, scan.cursor, known)
         place = Place((), skip + most) if truncated else None
-        rows.next = _cursor(place, after, asked, span, scan.pin, fresh, known)
+        rows.next = cursor_behind(place, after, asked, span, scan.pin, fresh, known)
         return rows
 
     def symbols(
@@ -230,7 +219,7 @@ class Engine:
         cast = (_cast(batch, SYMBOLS) for batch in batches)
         rows = Rows(SYMBOLS, cast, _named(scan, after), truncated, scan.cursor, known)
         place = Place((), skip + most) if truncated else None
-        rows.next = _cursor(place, after, asked, span, scan.pin, None, known)
+        rows.next = cursor_behind(place, after, asked, span, scan.pin, None, known)
         return rows
 
     def snapshots(
@@ -306,7 +295,7 @@ class Engine:
         most = self._limit(limit)
         check_bounds(which.start_ns, which.end_ns)
         with metrics.query_seconds.labels(resource="gaps").time():
-            through = self._told_through(as_of)
+            through = self._records.told_through(as_of)
             table = self._tables.load(gaps_name(self._settings), as_of)
             rows = gaps.rows(self._database, table, which, most, stop or Stop())
             rows.valid_through = through
@@ -319,36 +308,14 @@ class Engine:
         All of it is from metadata.
         """
         with metrics.query_seconds.labels(resource="status").time():
-            trades, *others = (self._status(kind) for kind in KINDS)
+            trades, *others = (self._state(kind) for kind in KINDS)
             rejects = self._tables.load(rejects_name(self._settings))
         states = {kind.name: state for kind, state in zip(KINDS[1:], others, strict=True)}
-        return {**trades, "rejects": _total(rejects, "records"), **states}
+        return {**trades, "rejects": total(rejects, "records"), **states}
 
-    def _status(self, kind: Kind) -> dict[str, Any]:
+    def _state(self, kind: Kind) -> dict[str, Any]:
         name = table_name(self._settings, kind)
-        table = self._tables.load(name)
-        snapshot = table.snapshot
-        state: dict[str, Any] = {
-            "table": name,
-            "rows": 0,
-            "files": 0,
-            "snapshot_id": None,
-            "snapshot_ts": None,
-            "commit_age_seconds": None,
-            "offsets": [],
-        }
-        if snapshot is None:
-            return state
-        state["rows"] = _total(table, "records")
-        state["files"] = _total(table, "data-files")
-        state["snapshot_id"] = snapshot.snapshot_id
-        state["snapshot_ts"] = snapshot.timestamp_ms * 1_000_000
-        state["commit_age_seconds"] = max(0.0, time.time() - snapshot.timestamp_ms / 1000)
-        state["offsets"] = [
-            {**source._asdict(), "next_offset": offset}
-            for source, offset in sorted(_next_offsets(table).items())
-        ]
-        return state
+        return state(name, self._tables.load(name))
 
     def verdicts(self, kind: Kind, stop: Stop | None = None) -> dict[str, int]:
         """Rows by verdict of the sequence check; reads one column of every file."""
@@ -370,16 +337,6 @@ class Engine:
             raise BadQuery("limit", f"{limit} is outside 1..{most}")
         return most if limit is None else limit
 
-    def _told_through(self, as_of: AsOf | None) -> int | None:
-        """Through which time, ns, the ledger tells of the records; before it is loaded.
-
-        It is committed before them, so it knows of all that their tables have by now.
-        """
-        if as_of is not None:
-            return None
-        pins = [self._tables.load(table_name(self._settings, kind)) for kind in KINDS]
-        return through(through(_times(pin).values()) for pin in pins)
-
     def _scan(
         self,
         kind: Kind,
@@ -391,75 +348,17 @@ class Engine:
     ) -> Scan:
         check_bounds(span.start_ns, span.end_ns)
         if after is not None:
-            table, rows, bounds = self._continued(kind, fresh, after)
+            table, rows, bounds = self._records.continued(kind, fresh, after)
             if after.last.key:
                 span = replace(span, start_ns=after.last.key[0])
             return Scan(self._database, kind, table, span, stop or Stop(), rows, bounds)
-        table, rows = self._loaded(kind, fresh, as_of)
+        table, rows = self._records.pinned(kind, fresh, as_of)
         return Scan(self._database, kind, table, span, stop or Stop(), rows)
-
-    def _loaded(
-        self, kind: Kind, fresh: Fresh | None, as_of: AsOf | None
-    ) -> tuple[Pin, pa.Table | None]:
-        """The table as it is now, or was, and the rows that it does not have."""
-        name = table_name(self._settings, kind)
-        if fresh is not None and as_of is not None:
-            raise BadQuery("as_of", "not together with fresh: these rows are in no snapshot")
-        table = self._tables.load(name, as_of)
-        if fresh is None:
-            return table, None
-        if fresh.stale(_next_offsets(table)):
-            table = self._tables.load(name)
-        if stale := fresh.stale(_next_offsets(table)):
-            raise CatalogUnavailable(
-                f"{name}: the catalog gives an older table than it had: {stale}"
-            )
-        return table, fresh.beyond(_next_offsets(table), kind)
-
-    def _continued(
-        self, kind: Kind, fresh: Fresh | None, after: Cursor
-    ) -> tuple[Pin, pa.Table | None, Mapping[Source, int] | None]:
-        """A table that has all rows of a cursor's answer, and below which offsets they are."""
-        if fresh is None and after.snapshot_id is not None:
-            name = table_name(self._settings, kind)
-            with contextlib.suppress(BadQuery):
-                return self._tables.load(name, AsOf.id(after.snapshot_id)), None, None
-        pin, rows = self._loaded(kind, fresh, None)
-        moves = decode_moves(pin.said(MOVES_PROPERTY))
-        if (
-            after.bounds is None
-            or len(moves) != after.moves
-            or told(after.bounds, moves) != after.bounds
-        ):
-            raise BadQuery("cursor", "what it goes on with has expired: ask anew")
-        reached = _next_offsets(pin)
-        if fresh is not None:
-            reached = fresh.bounds(reached)
-        if any(reached.get(source, 0) < bound for source, bound in after.bounds.items()):
-            raise PeerUnavailable("rows of the pages before are being read again")
-        return pin, rows, after.bounds
 
     def _known(
         self, scan: Scan, span: Span, fresh: Fresh | None, after: Cursor | None = None
     ) -> Known:
-        """What is known of the records of a scan, which has been planned before this is called."""
-        pin = scan.pin
-        times = _times(pin) if fresh is None else fresh.through(_times(pin))
-        valid = through(times.values()) if after is None else after.through
-        try:
-            ledger = self._tables.load(gaps_name(self._settings))
-        except CatalogUnavailable as exc:
-            if isinstance(exc.__cause__, NoSuchTableError):
-                return Known(None, valid, fresh is not None)
-            raise
-        moves = decode_moves(pin.said(MOVES_PROPERTY))
-        bounds, held = told(_next_offsets(pin), moves), []
-        if fresh is not None:
-            bounds, held = fresh.bounds(bounds), [fresh.gaps]
-        if after is not None and after.bounds is not None:
-            bounds = told(after.bounds, moves)
-        coverage = self._known_gaps.coverage(ledger, span, bounds, held)
-        return Known(coverage, valid, fresh is not None)
+        return self._records.known(scan.pin, span, fresh, after)
 
 
 def _span(
@@ -480,46 +379,12 @@ def _named(scan: Scan, after: Cursor | None) -> int | None:
     return scan.snapshot_id if after is None else after.snapshot_id or scan.snapshot_id
 
 
-def _cursor(
-    place: Place | None,
-    after: Cursor | None,
-    asked: str,
-    span: Span,
-    pin: Pin,
-    fresh: Fresh | None,
-    known: Known,
-) -> str | None:
-    """The cursor behind a place."""
-    if place is None:
-        return None
-    if after is not None:
-        return str(replace(after, last=place))
-    bounds, moves = _next_offsets(pin), decode_moves(pin.said(MOVES_PROPERTY))
-    if fresh is not None:
-        bounds = fresh.bounds(bounds)
-    times = (span.start_ns, span.end_ns, known.valid_through)
-    snapshot_id = None if fresh is not None else pin.snapshot_id
-    return str(Cursor(asked, *times, snapshot_id, bounds or None, len(moves), place))
-
-
 def _require_columns(kind: Kind, names: Sequence[str]) -> None:
     known = kind.table.names
     if unknown := [name for name in names if name not in known]:
         raise BadQuery("columns", f"{', '.join(unknown)}: not one of {', '.join(known)}")
     if len(set(names)) < len(names):
         raise BadQuery("columns", "one is named twice")
-
-
-def _times(pin: Pin) -> dict[Source, int | None]:
-    return decode_through(pin.said(THROUGH_PROPERTY))
-
-
-def _next_offsets(pin: Pin) -> dict[Source, int]:
-    return decode_offsets(pin.said(OFFSETS_PROPERTY))
-
-
-def _total(pin: Pin, what: str) -> int:
-    return int(pin.said(f"total-{what}") or 0)
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
