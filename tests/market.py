@@ -11,12 +11,12 @@ import pyarrow as pa
 from k2.agents.assemble import assemble
 
 from k2.codec import Decoded
-from k2.lake.catalog import ensure_tables, gaps_name, open_catalog, table_name
+from k2.lake.catalog import ensure_tables, gaps_name, load_table, open_catalog, table_name
 from k2.lake.commit import Sink
 from k2.lake.offsets import Source, Through
 from k2.query.engine import Engine
 from k2.query.fresh import Fresh, Part
-from k2.schemas import GAPS, QUOTES, TRADES, Kind
+from k2.schemas import GAPS, KINDS, QUOTES, TRADES, Kind
 from k2.sequence import Rules
 from k2.settings import Settings
 
@@ -32,24 +32,31 @@ class Market:
         self.catalog = open_catalog(self.settings)
         ensure_tables(self.catalog, self.settings)
         self.engine = Engine(self.catalog, self.settings)
-        self._through, self._rows = through, 0
+        self.through, self._rows = through, 0
         self._next: dict[Source, int] = {}
         self._gaps: list[pa.Table] = []
         self._states: dict[Source, dict[Any, Any]] = {}
 
     def add(self, kind: Kind, rows: pa.Table, partition: int = 0) -> None:
         """Commit rows of `kind.columns` of one exchange, in the order in which they come."""
-        source, first, records = self._checked(kind, rows, partition)
-        sink = Sink(self.catalog, table_name(self.settings, kind), self.settings)
-        through = {source: Through(self._next[source], self._through)}
-        files = sink.write(records)
-        sink.commit(files, {source: first}, {source: self._next[source]}, through=through)
+        self._commit(kind, *self._checked(kind, rows, partition))
 
     def hold(self, kind: Kind, rows: pa.Table, partition: int = 0) -> Fresh:
         """The same rows in a worker's hand, behind those that are committed."""
         source, first, records = self._checked(kind, rows, partition)
-        part = Part(source, first, self._next[source], self._through, records)
+        part = Part(source, first, self._next[source], self.through, records)
         return Fresh([part], GAPS.empty_table())
+
+    def commit(self, kind: Kind, held: Fresh) -> None:
+        """What was in hand, as the worker does in the end."""
+        for part in held.parts:
+            self._commit(kind, part.source, part.first, part.rows)
+
+    def _commit(self, kind: Kind, source: Source, first: int | None, records: pa.Table) -> None:
+        sink = Sink(self.catalog, table_name(self.settings, kind), self.settings)
+        through = {source: Through(self._next[source], self.through)}
+        files = sink.write(records)
+        sink.commit(files, {source: first}, {source: self._next[source]}, through=through)
 
     def _checked(
         self, kind: Kind, rows: pa.Table, partition: int
@@ -81,6 +88,15 @@ class Market:
         sink = Sink(self.catalog, gaps_name(self.settings), self.settings)
         sink.commit(sink.write(pa.concat_tables(self._gaps)), {}, {})
         self._gaps.clear()
+
+    def expire(self) -> None:
+        """Of each table only the newest snapshot is left."""
+        for kind in KINDS:
+            table = load_table(self.catalog, table_name(self.settings, kind))
+            newest = table.metadata.current_snapshot_id
+            gone = [s.snapshot_id for s in table.metadata.snapshots if s.snapshot_id != newest]
+            if gone:
+                table.maintenance.expire_snapshots().by_ids(gone).commit()
 
     def _count(self, rows: tuple[Any, ...]) -> int:
         """The first of as many sequences that no row has yet."""

@@ -25,6 +25,7 @@ COMMANDS = {
     "rejects": "k2.cli.rejects:rejects",
     "resume": "k2.cli.resume:resume",
     "silence": "k2.cli.silence:silence",
+    "snapshots": "k2.cli.snapshots:snapshots",
     "simulate": "k2.cli.feeds:simulate",
     "state": "k2.cli.state:state",
     "status": "k2.cli.query:status",

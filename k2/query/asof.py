@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
+from k2.query.pages import Page, Place
 from k2.query.rows import Coverage, Known
 from k2.query.scan import Scan
+from k2.query.times import NS_MIN
 from k2.schemas import QUOTES
 
 __all__ = ["LOOK_BACK_NS", "QUOTED", "Extent", "both", "extent", "since", "sql"]
@@ -40,48 +42,42 @@ _PLACE = "sequence, kafka_topic, kafka_partition, kafka_offset"
 
 
 class Extent(NamedTuple):
-    """The trades of an answer: how many there are, and the times of the first and the last."""
+    """A page of trades: the times of the first and the last, and its end."""
 
-    rows: int
     first: int
     last: int
+    end: Place | None  # None: there are no trades behind it
 
 
 def since(start_ns: int | None) -> int | None:
     """From where trades and quotes are read for a span that begins at `start_ns`."""
-    return None if start_ns is None else max(start_ns - LOOK_BACK_NS, -(2**63))
+    return None if start_ns is None else max(start_ns - LOOK_BACK_NS, NS_MIN)
 
 
-def extent(trades: Scan, start_ns: int | None, most: int) -> Extent | None:
-    """What an answer of `most` trades is made of; None: of nothing.
+def extent(trades: Scan, start_ns: int | None, most: int, behind: Place | None) -> Extent | None:
+    """What the page behind a place is made of; None: of nothing.
 
     Args:
         trades: read from `since(start_ns)` on.
     """
-    of_span = f"SELECT ts_event FROM ({trades.sql})"
-    more = {} if start_ns is None else {"since": start_ns}
-    if more:
-        of_span += " WHERE ts_event >= $since"
-    counted = f"SELECT count(*), min(ts_event), max(ts_event) FROM ({of_span})"
-    rows, first, last = _row(trades, counted, more)
-    if rows == 0:
+    of_span, more = trades.sql, {}
+    if start_ns is not None:
+        of_span, more = f"SELECT * FROM ({of_span}) WHERE ts_event >= $since", {"since": start_ns}
+    page = Page(of_span, most, behind, more)
+    statement = f"SELECT min(ts_event), max(ts_event) FROM ({page.sql})"
+    (batch,) = trades.run(statement, page.parameters)
+    first, last = (column[0].as_py() for column in batch.columns)
+    if first is None:
         return None
-    if rows > most:
-        cut = f"SELECT max(ts_event) FROM ({of_span} ORDER BY ts_event LIMIT $most)"
-        (last,) = _row(trades, cut, {**more, "most": most})
-    return Extent(rows, first, last)
+    end = page.end(trades)
+    return Extent(first, last if end is None else end.key[0], end)
 
 
-def _row(scan: Scan, statement: str, more: dict[str, int]) -> tuple[int, ...]:
-    (batch,) = scan.run(statement, more)
-    return tuple(column[0].as_py() for column in batch.columns)
+def sql(trades: Scan, quotes: Scan) -> str:
+    """A SELECT of the trades of an extent with their quotes: columns of both, and of `QUOTED`.
 
-
-def sql(trades: Scan, quotes: Scan, names: tuple[str, ...]) -> str:
-    """The statement: columns `names` of the trades and of `QUOTED`, in the order of trades.
-
-    Its parameters, beside those of both scans: `first` and `last` of the extent, `most`, `back`
-    (`LOOK_BACK_NS`), and `closing`, the exchanges whose sessions end.
+    Its parameters, beside those of both scans: `first` and `last` of the extent, and `closing`, the
+    exchanges whose sessions end.
     """
     # DuckDB takes any of several quotes of one time: of each time only the last one is joined.
     book = ", ".join(f"'{name}': {name}" for name in _BOOK)
@@ -106,8 +102,8 @@ def sql(trades: Scan, quotes: Scan, names: tuple[str, ...]) -> str:
             FROM (SELECT *, {_PERIOD} AS period FROM ({quotes.sql})) GROUP BY ALL
         ), joined AS (
             SELECT ticked.*, quote.quote_ts_event AS met, quote.book,
-                   quote.quote_ts_event >= CAST(ts_event AS HUGEINT) - $back AS near,
-                   other.ts >= CAST(ts_event AS HUGEINT) - $back AS told
+                   quote.quote_ts_event >= CAST(ts_event AS HUGEINT) - {LOOK_BACK_NS} AS near,
+                   other.ts >= CAST(ts_event AS HUGEINT) - {LOOK_BACK_NS} AS told
             FROM (SELECT * FROM ticked WHERE ts_event >= $first) AS ticked
             ASOF LEFT JOIN quote
             ON ticked.exchange = quote.exchange AND ticked.symbol = quote.symbol
@@ -118,12 +114,9 @@ def sql(trades: Scan, quotes: Scan, names: tuple[str, ...]) -> str:
                    CASE WHEN NOT coalesce(told, false) THEN 'NONE'
                         WHEN price > other.price THEN 'BUY' ELSE 'SELL' END AS side_tick
             FROM joined
-        ), measured AS (
-            SELECT *, ask_price - bid_price AS spread, (bid_price + ask_price) * 0.5 AS mid
-            FROM shown
         )
-        SELECT {", ".join(names)} FROM measured
-        ORDER BY ts_event, kafka_topic, kafka_partition, kafka_offset LIMIT $most
+        SELECT *, ask_price - bid_price AS spread, (bid_price + ask_price) * 0.5 AS mid
+        FROM shown
     """
 
 

@@ -23,6 +23,7 @@ from k2.query.conditions import ALL, Choice
 from k2.query.scan import Scan
 from k2.query.sessions import Sessions
 from k2.query.span import Span
+from k2.query.times import NS_MIN
 
 __all__ = ["BARS", "DAY_NS", "FILLS", "INTERVAL_NS_MIN", "Bars", "Shape", "divide", "finish"]
 
@@ -87,7 +88,7 @@ class Shape:
         """From where trades are read: a price may have been made before the span."""
         if start_ns is None or self.fill == "none":
             return start_ns
-        return max(start_ns - LOOK_BACK_NS, -(2**63))
+        return max(start_ns - LOOK_BACK_NS, NS_MIN)
 
 
 class Bars:
@@ -166,7 +167,7 @@ class Bars:
     ) -> int:
         """`slots` and `named`: the intervals of which each symbol has a bar; how many bars."""
         span = self._span
-        after = max((row[4] + 1 for row in found), default=-(2**63))
+        after = max((row[4] + 1 for row in found), default=NS_MIN)
         end = after if span.end_ns is None else min(span.end_ns, max(after, valid_through or after))
         start = span.start_ns
         if start is None:

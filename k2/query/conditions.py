@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,7 @@ class Choice:
 ALL = Choice("", {})
 
 
-def choose(terms: list[str] | None, settings: Settings) -> Choice:
+def choose(terms: Sequence[str] | None, settings: Settings) -> Choice:
     """Read what was asked for: terms of which a trade must fit one, and of `-terms` none.
 
     A term is `auction`, `off-market` (the codes that the settings name for each exchange),

@@ -342,7 +342,7 @@ def test_more_than_fits_into_memory_is_spilled(tmp_path: Path) -> None:
 
 
 async def test_over_http_and_as_a_command(market: Market) -> None:
-    """`with=quote`, or `--with-quote`; with anything else the parameter is named."""
+    """`with=quote`, or `--with quote`; with anything else the parameter is named."""
     market.quotes(("A", NOON, 1, 2))
     market.trades(("A", NOON + 1, 1))
     app = web.Application(middlewares=middlewares())
@@ -357,5 +357,5 @@ async def test_over_http_and_as_a_command(market: Market) -> None:
     assert (row["mid"], row["quote_ts_event"], row["side_tick"]) == ("1.5", NOON, "NONE")
     assert list(row)[-len(QUOTED.names) :] == QUOTED.names
     environment = {"K2_DATA": str(market.settings.data)}
-    told = CliRunner(env=environment).invoke(cli, ("trades", "--with-quote", "--json"))
+    told = CliRunner(env=environment).invoke(cli, ("trades", "--with", "quote", "--json"))
     assert orjson.loads(told.stdout) == row
