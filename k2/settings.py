@@ -89,6 +89,16 @@ class Settings:
         0,
         86_400_000,
     )
+    auction_conditions: str = _setting(
+        "SIM=OPEN_AUCTION|CLOSE_AUCTION",
+        "EXCHANGE=code|code[,...]",
+        "Conditions of trades made in an auction.",
+    )
+    off_market_conditions: str = _setting(
+        "ASX=1|3|9",
+        "EXCHANGE=code|code[,...]",
+        "Conditions of trades made off the market and only reported to it.",
+    )
     never_reset: str = _setting(
         "", "A,B", "Exchanges whose sequences never start again, not even with a new session."
     )
@@ -272,6 +282,7 @@ class Settings:
         _ = self.origins
         if self.group_secret and len(self.group_secret) < _GROUP_SECRET_MIN:
             raise SettingError(f"group_secret: shorter than {_GROUP_SECRET_MIN} characters")
+        _ = self.exchange_auction_conditions, self.exchange_off_market_conditions
         self._check_broker()
         self._check_lake()
 
@@ -405,6 +416,14 @@ class Settings:
         return dict(self._pairs("calendars", "code"))
 
     @property
+    def exchange_auction_conditions(self) -> dict[str, list[str]]:
+        return self._codes("auction_conditions")
+
+    @property
+    def exchange_off_market_conditions(self) -> dict[str, list[str]]:
+        return self._codes("off_market_conditions")
+
+    @property
     def exchanges_never_reset(self) -> frozenset[str]:
         return frozenset(filter(None, (name.strip() for name in self.never_reset.split(","))))
 
@@ -461,6 +480,13 @@ class Settings:
             if int(symbol) or int(topic):
                 limits[exchange] = int(symbol), int(topic)
         return limits
+
+    def _codes(self, name: str) -> dict[str, list[str]]:
+        codes = {exchange: text.split("|") for exchange, text in self._pairs(name, "code|code")}
+        for exchange, listed in codes.items():
+            if not all(listed):
+                raise SettingError(f"{name}: '{exchange}={'|'.join(listed)}' has an empty code")
+        return codes
 
     def _pairs(self, name: str, form: str) -> Iterator[tuple[str, str]]:
         seen = set()

@@ -27,6 +27,7 @@ COMMANDS = {
     "replay": "k2.cli.replay:replay",
     "resume": "k2.cli.resume:resume",
     "silence": "k2.cli.silence:silence",
+    "snapshots": "k2.cli.snapshots:snapshots",
     "simulate": "k2.cli.feeds:simulate",
     "sql": "k2.cli.sql:sql",
     "state": "k2.cli.state:state",

@@ -174,7 +174,8 @@ class _Demo:
         start = opening.replace(minute=0, second=0)
         noon = start + dt.timedelta(hours=2)
         name = f"exchange={EXCHANGE}&symbol={first['symbol']}"
-        self._table(self._get(f"bars?{name}&interval=30m&start={_iso(start)}&end={_iso(noon)}"))
+        bars = self._get(f"bars?{name}&interval=30m&start={_iso(start)}&end={_iso(noon)}")
+        self._table(bars, ("start", "open", "high", "low", "close", "volume", "vwap", "trades"))
         columns = ("ts_event", "sequence", "price", "size", "side", "verdict", "kafka_offset")
         self._table(self._get(f"trades?{name}&start={_iso(noon)}&limit=3"), columns)
 

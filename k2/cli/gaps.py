@@ -6,7 +6,7 @@ import click
 from rich import box
 from rich.table import Table
 
-from k2.cli.output import bounds, console, form_of, note, opened, ranged, run, write
+from k2.cli.output import as_of_of, bounds, console, form_of, note, opened, ranged, run, write
 from k2.lake.acceptances import accept as accepted
 from k2.lake.catalog import open_catalog
 from k2.query.gaps import Selection
@@ -41,8 +41,10 @@ def gaps(
     severities: tuple[str, ...],
     history: str | None,
     exchange: str | None,
+    range_: str | None,
     start: str | None,
     end: str | None,
+    as_of: str | None,
     limit: int | None,
     as_json: bool,
     as_csv: bool,
@@ -63,14 +65,15 @@ def gaps(
     form, most = form_of(as_json, as_csv, limit)
     day = None if session is None else date("session", session)
     which = Selection(
-        exchange, symbols, day, *bounds(start, end), kinds, statuses, severities, history
+        exchange, symbols, day, *bounds(start, end, range_), kinds, statuses, severities, history
     )
+    pinned = as_of_of(as_of)
     with opened() as (engine, stop):
-        rows = run(stop, lambda: engine.gaps(which, most, stop))
+        rows = run(stop, lambda: engine.gaps(which, most, stop, pinned))
         if form is None:
             _show(rows, stop)
         else:
-            write(rows, form, stop, ())
+            write(rows, form, stop, (), newest=True)
 
 
 def _show(rows: Rows, stop: Stop) -> None:

@@ -19,13 +19,16 @@ from k2.lake.catalog import open_catalog
 from k2.query.engine import Engine
 from k2.query.formats import Encoder, plain
 from k2.query.rows import Coverage, Rows, Stop
-from k2.query.times import iso, time_ns
+from k2.query.snapshots import AsOf
+from k2.query.times import bounds_ns, iso, range_ns
 from k2.settings import load
 
 __all__ = [
+    "as_of_of",
     "bounds",
     "console",
     "form_of",
+    "listed",
     "note",
     "opened",
     "ranged",
@@ -38,6 +41,12 @@ __all__ = [
 LIMIT_SHOWN = 20
 #: A table is not cut to the terminal's width: a digit less would be another price.
 WIDTH_MAX = 1000
+#: Columns of times, and their titles.
+TIMES = {
+    "committed_at": "committed (UTC)",
+    "quote_ts_event": "quote (UTC)",
+    "valid_through": "valid through (UTC)",
+}
 _LOOK_EVERY_S = 0.1
 _STOP_EVERY_S = 0.02
 
@@ -50,9 +59,22 @@ def ranged(command: _Command) -> _Command:
     shared = (
         click.option("--exchange", metavar="E", help="Of this exchange only, such as ASX."),
         click.option(
-            "--start", metavar="T", help="First moment: ISO 8601 (UTC without a zone) or ns."
+            "--range",
+            "range_",
+            metavar="R",
+            help="FIRST:END instead of them: -1h:now, 2014-03-10:1d, 2014-03-10T10:00:5m.",
         ),
-        click.option("--end", metavar="T", help="First moment no longer asked for."),
+        click.option(
+            "--start",
+            metavar="T",
+            help="First moment: ISO 8601 (without a zone UTC), ns, -1h.",
+        ),
+        click.option("--end", metavar="T", help="First moment no longer asked for; 1d: from T."),
+        click.option(
+            "--as-of",
+            metavar="A",
+            help="As it was: a snapshot's id (`k2 snapshots`), or a time.",
+        ),
         click.option(
             "--limit",
             metavar="N",
@@ -115,14 +137,30 @@ def form_of(as_json: bool, as_csv: bool, limit: int | None) -> tuple[str | None,
     return None, min(LIMIT_SHOWN, load().query_rows_max) if limit is None else limit
 
 
-def bounds(start: str | None, end: str | None) -> tuple[int | None, int | None]:
-    return (
-        None if start is None else time_ns("start", start),
-        None if end is None else time_ns("end", end),
-    )
+def bounds(
+    start: str | None, end: str | None, range_: str | None = None
+) -> tuple[int | None, int | None]:
+    """[start, end) of the options `--start` and `--end`, or of `--range`."""
+    if range_ is None:
+        return bounds_ns(start, end)
+    if start is not None or end is not None:
+        raise BadQuery("range", "not together with start or end")
+    return range_ns("range", range_)
 
 
-def write(rows: Rows, form: str | None, stop: Stop, shown: tuple[str, ...]) -> None:
+def as_of_of(text: str | None) -> AsOf | None:
+    return None if text is None else AsOf.read(text)
+
+
+def listed(_context: click.Context, _option: click.Parameter, text: str | None) -> list[str] | None:
+    """`A,B` as a list: the callback of such an option."""
+    return None if text is None else [part.strip() for part in text.split(",")]
+
+
+def write(
+    rows: Rows, form: str | None, stop: Stop, shown: tuple[str, ...], *, newest: bool = False
+) -> None:
+    """Show rows, or write them; `newest`: a limit left those out that came before."""
     if form is None:
         count = _show(rows, stop, shown)
     else:
@@ -132,7 +170,8 @@ def write(rows: Rows, form: str | None, stop: Stop, shown: tuple[str, ...]) -> N
             click.echo(encoder.rows(batch), nl=False)
         count = encoder.count
     if rows.truncated:
-        note(f"only the first {count:,} rows; there are more (--limit, K2_QUERY_ROWS_MAX)")
+        which = "newest" if newest else "first"
+        note(f"only the {which} {count:,} rows; there are more (--limit, K2_QUERY_ROWS_MAX)")
     elif count == 0:
         note("no rows")
     if rows.known is not None and (coverage := rows.known.coverage) != Coverage():
@@ -164,13 +203,13 @@ def _show(rows: Rows, stop: Stop, shown: tuple[str, ...]) -> int:
 
 
 def _title(name: str) -> str:
-    return "time (UTC)" if name in ("ts_event", "start") else name
+    return "time (UTC)" if name in ("ts_event", "start") else TIMES.get(name, name)
 
 
 def _readable(name: str, column: pa.Array) -> list[str]:
     """Cells as people read them: times as dates, decimals without zeros at the end."""
     if _title(name) != name:
-        return [iso(ns) for ns in column.to_pylist()]
+        return ["" if ns is None else iso(ns) for ns in column.to_pylist()]
     values = plain(column) if pa.types.is_decimal(column.type) else column
     return ["" if value is None else str(value) for value in values.to_pylist()]
 

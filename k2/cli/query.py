@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -10,11 +11,23 @@ from pyiceberg.exceptions import NoSuchTableError
 from rich import box
 from rich.table import Table
 
-from k2.cli.output import bounds, console, form_of, note, opened, ranged, run, write
+from k2.cli.output import (
+    as_of_of,
+    bounds,
+    console,
+    form_of,
+    listed,
+    note,
+    opened,
+    ranged,
+    run,
+    write,
+)
 from k2.cli.resume import show_paused
 from k2.errors import CatalogUnavailable
 from k2.lake.acceptances import paused
 from k2.lake.catalog import open_catalog
+from k2.query.bars import FILLS
 from k2.query.times import interval_ns, iso
 from k2.schemas import QUOTES, TRADES, Kind
 from k2.settings import Settings, load
@@ -29,6 +42,10 @@ SHOWN = {
         "sequence", "verdict",
     ),
 }  # fmt: skip
+SHOWN_QUOTED = (
+    "ts_event", "exchange", "symbol", "price", "size", "bid_price", "ask_price", "spread",
+    "quote_ts_event", "side_tick",
+)  # fmt: skip
 
 _HELP = """Show the {kind} of [START, END), oldest first, from the committed snapshot.
 
@@ -40,75 +57,133 @@ _HELP = """Show the {kind} of [START, END), oldest first, from the committed sna
     k2 {kind} --symbol BHP --symbol RIO --json | jq -r .{column}
     """
 
+_Command = Callable[..., None]
+
+_COLUMNS = click.option(
+    "--columns", "columns", metavar="A,B", callback=listed, help="These columns, in this order."
+)
+
+
+def _symbols(*, required: bool) -> Callable[[_Command], _Command]:
+    return click.option(
+        "--symbol",
+        "symbols",
+        metavar="S",
+        multiple=True,
+        required=required,
+        help="Of this symbol only; repeat for more.",
+    )
+
 
 def _records(kind: Kind, column: str) -> click.Command:
     """The command that shows records of a kind; `column` is for its example."""
 
     @click.command(kind.name, help=_HELP.format(kind=kind.name, column=column))
-    @click.option(
-        "--symbol",
-        "symbols",
-        metavar="S",
-        multiple=True,
-        help="Of this symbol only; repeat for more.",
-    )
+    @_symbols(required=False)
+    @_COLUMNS
     @ranged
     def show(
         symbols: tuple[str, ...],
+        columns: list[str] | None,
         exchange: str | None,
+        range_: str | None,
         start: str | None,
         end: str | None,
+        as_of: str | None,
         limit: int | None,
         as_json: bool,
         as_csv: bool,
+        with_: str | None = None,
     ) -> None:
         form, most = form_of(as_json, as_csv, limit)
-        since, until = bounds(start, end)
-        of = symbols or None
+        since, until = bounds(start, end, range_)
+        what = exchange, symbols or None, since, until, most, columns
+        pinned = as_of_of(as_of)
         with opened() as (engine, stop):
-            rows = run(
-                stop,
-                lambda: engine.records(kind, exchange, of, since, until, most, stop=stop),
-            )
-            write(rows, form, stop, SHOWN[kind])
+            if with_ is None:
+                rows = run(stop, lambda: engine.records(kind, *what, stop, as_of=pinned))
+            else:
+                rows = run(stop, lambda: engine.quoted(*what, stop, as_of=pinned))
+            shown = SHOWN[kind] if with_ is None else SHOWN_QUOTED
+            write(rows, form, stop, tuple(columns or shown))
 
     return show
 
 
-trades = _records(TRADES, "price")
+trades = click.option(
+    "--with",
+    "with_",
+    type=click.Choice(["quote"]),
+    help="Each with the quote that prevailed, spread, and side by the tick rule.",
+)(_records(TRADES, "price"))
 quotes = _records(QUOTES, "bid_price")
 
 
 @click.command()
-@click.option("--symbol", metavar="S", required=True, help="Symbol, such as BHP.")
+@_symbols(required=True)
 @click.option(
     "--interval", metavar="I", default="1m", show_default=True, help="250ms, 1s, 5m, 1h, 1d, ..."
 )
+@click.option(
+    "--fill",
+    type=click.Choice(FILLS),
+    default="none",
+    show_default=True,
+    help="What stands for an interval of a session without a trade.",
+)
+@click.option(
+    "--conditions",
+    metavar="C,-C",
+    callback=listed,
+    help="Only these trades, or all but `-` these: auction, off-market, regular, a venue's code.",
+)
+@_COLUMNS
 @ranged
 def bars(
-    symbol: str,
+    symbols: tuple[str, ...],
     interval: str,
+    fill: str,
+    conditions: list[str] | None,
+    columns: list[str] | None,
     exchange: str | None,
+    range_: str | None,
     start: str | None,
     end: str | None,
+    as_of: str | None,
     limit: int | None,
     as_json: bool,
     as_csv: bool,
 ) -> None:
-    """Show open, high, low, close, volume and vwap of one symbol's trades in [START, END).
+    """Show open, high, low, close, volume and vwap of the trades in [START, END), oldest first.
 
-    Bars without a trade are left out. Days are the exchange's sessions and start at its midnight.
+    Bars below a day begin with the session, those of days at the exchange's midnight.
     A table of the first 20 for people; with --json or --csv all of them.
 
     \b
     k2 bars --symbol BHP --interval 5m --start 2014-03-10 --end 2014-03-11
     k2 bars --symbol BHP --interval 1d --csv > days.csv
+    k2 bars --symbol BHP --symbol RIO --fill previous --conditions=-off-market,-auction
     """
     form, most = form_of(as_json, as_csv, limit)
-    since, until = bounds(start, end)
-    step = interval_ns("interval", interval)
+    since, until = bounds(start, end, range_)
+    step, pinned = interval_ns("interval", interval), as_of_of(as_of)
     with opened() as (engine, stop):
-        rows = run(stop, lambda: engine.bars(exchange, symbol, since, until, step, most, stop=stop))
+        rows = run(
+            stop,
+            lambda: engine.bars(
+                exchange,
+                symbols,
+                since,
+                until,
+                step,
+                most,
+                stop,
+                fill=fill,
+                conditions=conditions,
+                columns=columns,
+                as_of=pinned,
+            ),
+        )
         write(rows, form, stop, tuple(rows.schema.names))
 
 

@@ -1,48 +1,48 @@
-"""Queries over the committed trades and quotes: Iceberg plans the files, DuckDB reads them.
+"""Queries over the trades and quotes: Iceberg plans the files, DuckDB reads them.
 
-One DuckDB database an engine, so that all queries together stay within `query_memory_max`; one
-cursor a query, so that they do not wait for each other. Every query pins one snapshot.
+Every query pins one snapshot of each table. Each of them takes the same choice of rows:
+
+    exchange, symbols: one, several, or None for all
+    start_ns, end_ns: [start_ns, end_ns) by ts_event; None: without that bound
+    limit: rows at most, 1..query_rows_max; None is query_rows_max
+    columns: of the answer, in their order
+    stop: lets another thread end the call and the reading of its rows
+    fresh: what the workers have of these rows in hand, gathered before the call
+    as_of: an older snapshot; not together with `fresh`
+    after: from `Rows.next`: go on there, with its span and its snapshot
+    asked: what its cursors are told from others by; see `k2.query.pages.digest`
+
+and raises BadQuery, which names the parameter, or CatalogUnavailable: a table cannot be loaded, or
+is not as new as `fresh` wants it.
 """
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-import duckdb
 import pyarrow as pa
 from pyiceberg.catalog import Catalog
-from pyiceberg.exceptions import NoSuchTableError
 
 from k2 import metrics
-from k2.errors import BadQuery, CatalogUnavailable
-from k2.lake.catalog import gaps_name, rejects_name, table_name
-from k2.lake.offsets import (
-    MOVES_PROPERTY,
-    OFFSETS_PROPERTY,
-    THROUGH_PROPERTY,
-    Source,
-    decode_moves,
-    decode_through,
-)
-from k2.lake.offsets import decode as decode_offsets
-from k2.lake.replays import Ledger
-from k2.query import bars, gaps, rejects
-from k2.query.coverage import KnownGaps, told
+from k2.errors import BadQuery
+from k2.query import asof
+from k2.query.bars import BARS, Bars, Shape, finish
+from k2.query.conditions import choose
 from k2.query.fresh import Fresh
-from k2.query.index import Pin, Tables
-from k2.query.rejects import Selection
+from k2.query.ledgers import TABLES, Ledgers
+from k2.query.pages import Cursor, Page, Question, counted
+from k2.query.records import Basis
 from k2.query.rows import Known, Rows, Stop
 from k2.query.scan import Scan
+from k2.query.sessions import Sessions
+from k2.query.snapshots import AsOf
 from k2.query.span import Span
-from k2.schemas import KINDS, TRADES, Kind
+from k2.query.times import check_bounds
+from k2.schemas import KINDS, QUOTES, TRADES, Kind
 from k2.settings import Settings
 
-__all__ = ["COLUMNS", "SYMBOLS", "Engine", "check_bounds"]
-
-NS_MIN, NS_MAX = -(2**63), 2**63 - 1
+__all__ = ["COLUMNS", "SYMBOLS", "TABLES", "Engine"]
 
 #: What `records` gives unless columns are named: all but the copies of ts_event and of the source.
 COLUMNS = {
@@ -65,29 +65,15 @@ SYMBOLS = pa.schema(
     ]
 )
 
+_QUOTED = pa.schema([*TRADES.table, *asof.QUOTED])
 
-class Engine:
-    """Reads of the tables; every method may be called from any thread."""
+
+class Engine(Ledgers):
+    """Reads of all tables; every method may be called from any thread."""
 
     def __init__(self, catalog: Catalog, settings: Settings) -> None:
-        self._tables = Tables(catalog)
-        self._settings = settings
-        self._ledger = Ledger(catalog, settings)
-        self._known_gaps = KnownGaps()
-        spill = settings.data.resolve() / "spill" / f"{os.getpid()}-{id(self):x}"
-        spill.parent.mkdir(parents=True, exist_ok=True)  # DuckDB makes only the last part
-        self._database = duckdb.connect(
-            ":memory:",
-            config={
-                "memory_limit": f"{settings.query_memory_max // 1024}KiB",
-                "temp_directory": str(spill),
-                "autoload_known_extensions": "false",
-                "autoinstall_known_extensions": "false",
-            },
-        )
-
-    def close(self) -> None:
-        self._database.close()
+        super().__init__(catalog, settings)
+        self._sessions = Sessions(settings)
 
     def records(
         self,
@@ -100,257 +86,198 @@ class Engine:
         columns: Sequence[str] | None = None,
         stop: Stop | None = None,
         fresh: Fresh | None = None,
+        as_of: AsOf | None = None,
+        after: Cursor | None = None,
+        asked: str = "",
     ) -> Rows:
-        """Rows of [start_ns, end_ns), ascending by ts_event, then by topic, partition, offset.
+        """Rows of a kind, ascending by ts_event, then by topic, partition, offset.
 
         Args:
-            symbols: one, several, or None for all.
-            limit: rows at most, 1..query_rows_max; None is query_rows_max.
             columns: of `kind.table`; None is `COLUMNS`.
-            stop: lets another thread end this call and the reading of its rows.
-            fresh: what the workers have of these rows in hand, gathered before this call.
-
-        Raises:
-            BadQuery: names the parameter.
-            CatalogUnavailable: the table cannot be loaded, or not as new as `fresh` wants it.
         """
-        names = tuple(columns or COLUMNS[kind])
-        if unknown := [name for name in names if name not in kind.table.names]:
-            raise BadQuery("columns", f"no such column: {', '.join(unknown)}")
-        wanted = (symbols,) if isinstance(symbols, str) else symbols
-        most, span = self._limit(limit), Span(exchange, wanted, start_ns, end_ns)
-        schema = pa.schema([kind.table.field(name) for name in names])
+        schema = _chosen(kind.table, columns or COLUMNS[kind])
+        ask = self._question(exchange, symbols, start_ns, end_ns, limit, after, asked)
         with metrics.query_seconds.labels(resource=kind.name).time():
-            scan = self._scan(kind, span, stop, fresh)
-            known = self._known(scan, span, fresh)
-            if scan.rows_max == 0:
-                return Rows(schema, iter(()), scan.snapshot_id, known=known)
-            truncated = scan.rows_max > most and scan.exceeds(most)
-            statement = (
-                f"SELECT {', '.join(names)} FROM ({scan.sql}) "
-                "ORDER BY ts_event, kafka_topic, kafka_partition, kafka_offset LIMIT $most"
-            )
-            batches = scan.run(statement, {"most": most})
-        cast = (_cast(batch, schema) for batch in batches)
-        return Rows(schema, cast, scan.snapshot_id, truncated, scan.cursor, known)
+            basis = self._records.basis(kind, fresh, as_of, ask.cut())
+            scan = self._scan(basis, ask.rest, stop)
+            known = self._records.known(basis, ask.span)
+            batches, end = iter(()), None
+            if scan.cursor is not None:
+                batches, end = Page(scan.sql, ask.most, ask.last).read(scan, schema.names)
+        return _rows(schema, _cast(batches, schema), scan, known, ask.behind(end, basis.cut), basis)
+
+    def quoted(
+        self,
+        exchange: str | None = None,
+        symbols: str | Sequence[str] | None = None,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        limit: int | None = None,
+        columns: Sequence[str] | None = None,
+        stop: Stop | None = None,
+        fresh: Fresh | None = None,
+        quotes: Fresh | None = None,
+        as_of: AsOf | None = None,
+        after: Cursor | None = None,
+        asked: str = "",
+    ) -> Rows:
+        """Trades as `records` gives them, each with its prevailing quote: `k2.query.asof.QUOTED`.
+
+        What is known, and complete, is so of the trades and of the quotes of the span.
+
+        Args:
+            columns: of trades and of `QUOTED`; None is all of `COLUMNS` and of `QUOTED`.
+            fresh, quotes: as `fresh` of trades and of quotes, gathered from `asof.since` on.
+            as_of: an id is one of trades; the quotes are those that had been committed by then.
+        """
+        schema = _chosen(_QUOTED, columns or (*COLUMNS[TRADES], *asof.QUOTED.names))
+        ask = self._question(exchange, symbols, start_ns, end_ns, limit, after, asked)
+        stop, batches, end = stop or Stop(), iter(()), None
+        with metrics.query_seconds.labels(resource="quoted").time():
+            basis = self._records.basis(TRADES, fresh, as_of, ask.cut())
+            then = None if as_of is None else as_of.beside(basis.pin.table)
+            book = self._records.basis(QUOTES, quotes, then, ask.cut(1))
+            start = ask.rest.start_ns
+            scan = self._scan(basis, replace(ask.span, start_ns=asof.since(start)), stop)
+            known = asof.both(*(self._records.known(of, ask.span) for of in (basis, book)))
+            if scan.cursor is not None and (extent := asof.extent(scan, start, ask.most, ask.last)):
+                first, last, end = extent
+                met = replace(ask.span, start_ns=asof.since(first), end_ns=last + 1)
+                beside = self._scan(book, met, stop, scan)
+                given = {"first": first, "last": last, "closing": self._sessions.closing}
+                statement, more = asof.sql(scan, beside), {**beside.parameters, **given}
+                page = Page(statement, ask.most, ask.last, more)
+                batches = page.rows(scan, schema.names)
+        cursor = ask.behind(end, basis.cut, book.cut)
+        return _rows(schema, _cast(batches, schema), scan, known, cursor, basis)
 
     def bars(
         self,
         exchange: str | None,
-        symbol: str,
+        symbols: str | Sequence[str],
         start_ns: int | None,
         end_ns: int | None,
         interval_ns: int,
         limit: int | None = None,
         stop: Stop | None = None,
         fresh: Fresh | None = None,
+        fill: str = "none",
+        conditions: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+        as_of: AsOf | None = None,
+        after: Cursor | None = None,
+        asked: str = "",
     ) -> Rows:
-        """Bars of one symbol's trades in [start_ns, end_ns), ascending; empty bars are left out.
+        """Bars of trades, `k2.query.bars.BARS`, ascending by start, then exchange and symbol.
 
-        Intervals below a day start at multiples since the epoch; whole days follow the exchange's
-        sessions and start at its local midnight.
+        Args:
+            fresh: gathered from `Shape.since` on.
+            fill: for an interval without a trade, of `k2.query.bars.FILLS`.
+            conditions: which trades count, as for `k2.query.conditions.choose`.
 
         Raises:
-            BadQuery: names the parameter; among others a symbol of several exchanges without one.
-            CatalogUnavailable: as for `records`, and so is `fresh`.
+            BadQuery: among others a symbol of several exchanges without one.
         """
-        most, span = self._limit(limit), Span(exchange, [symbol], start_ns, end_ns)
+        schema = _chosen(BARS, columns or BARS.names)
+        shape = Shape(interval_ns, fill, choose(conditions, self._settings))
+        ask = self._question(exchange, symbols, start_ns, end_ns, limit, after, asked)
+        batches, end = iter(()), None
         with metrics.query_seconds.labels(resource="bars").time():
-            scan = self._scan(TRADES, span, stop, fresh)
-            statement, step = bars.sql(scan.sql, interval_ns)
-            known = self._known(scan, span, fresh)
-            if scan.rows_max == 0:
-                return Rows(bars.BARS, iter(()), scan.snapshot_id, known=known)
-            if exchange is None:
-                exchange = scan.one_exchange(symbol)
-            truncated = False
-            if scan.rows_max > most:
-                truncated = scan.exceeds(most, f"SELECT bucket FROM ({statement})", step)
-            batches = scan.run(
-                f"SELECT * FROM ({statement}) ORDER BY bucket LIMIT $most", {"most": most, **step}
-            )
-        zone = self._settings.exchange_zones.get(exchange or "", "UTC")
-        done = bars.finish(batches, interval_ns, zone)
-        return Rows(bars.BARS, done, scan.snapshot_id, truncated, scan.cursor, known)
+            basis = self._records.basis(TRADES, fresh, as_of, ask.cut())
+            before = replace(ask.span, start_ns=shape.since(ask.span.start_ns))
+            scan = self._scan(basis, before, stop)
+            known = self._records.known(basis, ask.span)
+            if scan.cursor is None and fill != "none":
+                scan.connect_empty(self._database, TRADES)
+            if scan.cursor is not None:
+                through, upto = known.valid_through, ask.skip + ask.most
+                bars = Bars(scan, ask.span, shape, self._sessions, through, upto)
+                order = "start, exchange, symbol"
+                batches, end = counted(scan, bars.sql, order, ask, bars.rows_max, bars.parameters)
+        done = (batch.select(schema.names) for batch in finish(batches))
+        return _rows(schema, done, scan, known, ask.behind(end, basis.cut), basis)
 
-    def symbols(self, stop: Stop | None = None) -> Rows:
-        """Every (exchange, symbol) with trades: count, first and last ts_event (ns), sessions."""
-        with metrics.query_seconds.labels(resource="symbols").time():
-            scan = self._scan(TRADES, Span(), stop)
-            if scan.rows_max == 0:
-                return Rows(SYMBOLS, iter(()), scan.snapshot_id)
-            batches = scan.run(
-                "SELECT exchange, symbol, count(*) AS trades, min(ts_event) AS first_ts_event, "
-                "max(ts_event) AS last_ts_event, count(DISTINCT session) AS sessions "
-                f"FROM ({scan.sql}) GROUP BY ALL ORDER BY exchange, symbol",
-                {},
-            )
-        cast = (_cast(batch, SYMBOLS) for batch in batches)
-        return Rows(SYMBOLS, cast, scan.snapshot_id, False, scan.cursor)
-
-    def rejects(self, which: Selection, limit: int | None = None, stop: Stop | None = None) -> Rows:
-        """The newest rejects of a selection, oldest first, `k2.query.rejects.LISTED`.
-
-        Raises:
-            BadQuery: names the parameter.
-            CatalogUnavailable: a table cannot be loaded.
-        """
-        most = self._limit(limit)
-        with metrics.query_seconds.labels(resource="rejects").time():
-            table, notes = self._rejects(which), self._ledger.notes()
-            return rejects.listed(self._database, table, which, notes, most, stop or Stop())
-
-    def reject_counts(self, which: Selection, stop: Stop | None = None) -> Rows:
-        """Rejects of a selection by reason, `k2.query.rejects.COUNTS`, most first."""
-        with metrics.query_seconds.labels(resource="rejects").time():
-            table, notes = self._rejects(which), self._ledger.notes()
-            return rejects.counts(self._database, table, which, notes, stop or Stop())
-
-    def reject_records(self, which: Selection, stop: Stop | None = None) -> Rows:
-        """Rejects of a selection with their bytes, `k2.query.rejects.RECORDS`, as in their logs."""
-        with metrics.query_seconds.labels(resource="rejects").time():
-            return rejects.records(self._database, self._rejects(which), which, stop or Stop())
-
-    def _rejects(self, which: Selection) -> Pin:
-        check_bounds(which.start_ns, which.end_ns)
-        return self._tables.load(rejects_name(self._settings))
-
-    def gaps(
-        self, which: gaps.Selection, limit: int | None = None, stop: Stop | None = None
+    def symbols(
+        self,
+        stop: Stop | None = None,
+        exchange: str | None = None,
+        symbols: Sequence[str] | None = None,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        limit: int | None = None,
+        as_of: AsOf | None = None,
+        after: Cursor | None = None,
+        asked: str = "",
     ) -> Rows:
-        """The newest findings of the gap ledger, oldest first, `k2.query.gaps.LISTED`.
+        """Each (exchange, symbol) with trades, and what there is of them: `SYMBOLS`.
 
-        Each as it stands now; all rows of one if `which` names it.
-
-        Raises:
-            BadQuery: names the parameter.
-            CatalogUnavailable: the table cannot be loaded.
+        Count, first and last ts_event (ns), sessions; ascending by exchange and symbol.
         """
-        most = self._limit(limit)
-        check_bounds(which.start_ns, which.end_ns)
-        with metrics.query_seconds.labels(resource="gaps").time():
-            table = self._tables.load(gaps_name(self._settings))
-            return gaps.rows(self._database, table, which, most, stop or Stop())
+        ask = self._question(exchange, symbols, start_ns, end_ns, limit, after, asked)
+        batches, end = iter(()), None
+        with metrics.query_seconds.labels(resource="symbols").time():
+            basis = self._records.basis(TRADES, None, as_of, ask.cut())
+            scan = self._scan(basis, ask.span, stop)
+            known = self._records.known(basis, ask.span)
+            if scan.cursor is not None:
+                statement = (
+                    "SELECT exchange, symbol, count(*) AS trades, min(ts_event) AS first_ts_event, "
+                    "max(ts_event) AS last_ts_event, count(DISTINCT session) AS sessions "
+                    f"FROM ({scan.sql}) GROUP BY ALL"
+                )
+                batches, end = counted(scan, statement, "exchange, symbol", ask, scan.rows_max)
+        cursor = ask.behind(end, basis.cut)
+        return _rows(SYMBOLS, _cast(batches, SYMBOLS), scan, known, cursor, basis)
 
-    def status(self) -> dict[str, Any]:
-        """The table of trades now: rows, files, snapshot, offsets, the last commit's age (s).
+    def _question(
+        self,
+        exchange: str | None,
+        symbols: str | Sequence[str] | None,
+        start_ns: int | None,
+        end_ns: int | None,
+        limit: int | None,
+        after: Cursor | None,
+        asked: str,
+    ) -> Question:
+        """What is asked for; a cursor has the times of its first page."""
+        if after is not None:
+            start_ns, end_ns = after.start_ns, after.end_ns
+        check_bounds(start_ns, end_ns)
+        wanted = (symbols,) if isinstance(symbols, str) else symbols
+        span = Span(exchange, wanted, start_ns, end_ns)
+        return Question(span, self._limit(limit), after, asked)
 
-        Beside it `quotes`, the same of their table, and `rejects`, the rows of the one for both.
-        All of it is from metadata.
-        """
-        with metrics.query_seconds.labels(resource="status").time():
-            trades, *others = (self._status(kind) for kind in KINDS)
-            rejects = self._tables.load(rejects_name(self._settings))
-        states = {kind.name: state for kind, state in zip(KINDS[1:], others, strict=True)}
-        return {**trades, "rejects": _total(rejects, "records"), **states}
-
-    def _status(self, kind: Kind) -> dict[str, Any]:
-        name = table_name(self._settings, kind)
-        table = self._tables.load(name)
-        snapshot = table.snapshot
-        state: dict[str, Any] = {
-            "table": name,
-            "rows": 0,
-            "files": 0,
-            "snapshot_id": None,
-            "snapshot_ts": None,
-            "commit_age_seconds": None,
-            "offsets": [],
-        }
-        if snapshot is None:
-            return state
-        state["rows"] = _total(table, "records")
-        state["files"] = _total(table, "data-files")
-        state["snapshot_id"] = snapshot.snapshot_id
-        state["snapshot_ts"] = snapshot.timestamp_ms * 1_000_000
-        state["commit_age_seconds"] = max(0.0, time.time() - snapshot.timestamp_ms / 1000)
-        state["offsets"] = [
-            {**source._asdict(), "next_offset": offset}
-            for source, offset in sorted(_next_offsets(table).items())
-        ]
-        return state
-
-    def verdicts(self, kind: Kind, stop: Stop | None = None) -> dict[str, int]:
-        """Rows by verdict of the sequence check; reads one column of every file."""
-        with metrics.query_seconds.labels(resource="verdicts").time():
-            scan = self._scan(kind, Span(), stop)
-            if scan.rows_max == 0:
-                return {}
-            counted = f"SELECT verdict, count(*) FROM ({scan.sql}) GROUP BY ALL ORDER BY 1"
-            batches = scan.run(counted, {})
-            return {
-                verdict.as_py(): n.as_py()
-                for b in batches
-                for verdict, n in zip(*b.columns, strict=True)
-            }
-
-    def _limit(self, limit: int | None) -> int:
-        most = self._settings.query_rows_max
-        if limit is not None and not 1 <= limit <= most:
-            raise BadQuery("limit", f"{limit} is outside 1..{most}")
-        return most if limit is None else limit
-
-    def _scan(self, kind: Kind, span: Span, stop: Stop | None, fresh: Fresh | None = None) -> Scan:
-        check_bounds(span.start_ns, span.end_ns)
-        table, rows = self._loaded(kind, fresh)
-        return Scan(self._database, kind, table, span, stop or Stop(), rows)
-
-    def _loaded(self, kind: Kind, fresh: Fresh | None) -> tuple[Pin, pa.Table | None]:
-        """The table as it is now, and the rows that it does not have."""
-        name = table_name(self._settings, kind)
-        table = self._tables.load(name)
-        if fresh is None:
-            return table, None
-        if fresh.stale(_next_offsets(table)):
-            table = self._tables.load(name)
-        if stale := fresh.stale(_next_offsets(table)):
-            raise CatalogUnavailable(
-                f"{name}: the catalog gives an older table than it had: {stale}"
-            )
-        return table, fresh.beyond(_next_offsets(table), kind)
-
-    def _known(self, scan: Scan, span: Span, fresh: Fresh | None) -> Known:
-        """What is known of the records of a scan, which has been planned before this is called."""
-        pin = scan.pin
-        times = decode_through(pin.said(THROUGH_PROPERTY))
-        if fresh is not None:
-            times = fresh.through(times)
-        # The least of all partitions, if all are known.
-        through = min((time or 0 for time in times.values()), default=0) or None
-        try:
-            ledger = self._tables.load(gaps_name(self._settings))
-        except CatalogUnavailable as exc:
-            if isinstance(exc.__cause__, NoSuchTableError):
-                return Known(None, through, fresh is not None)
-            raise
-        bounds = told(_next_offsets(pin), decode_moves(pin.said(MOVES_PROPERTY)))
-        if fresh is None:
-            return Known(self._known_gaps.coverage(ledger, span, bounds), through)
-        bounds, held = fresh.bounds(bounds), [fresh.gaps]
-        return Known(self._known_gaps.coverage(ledger, span, bounds, held), through, True)
+    def _scan(
+        self, basis: Basis, span: Span, stop: Stop | None, beside: Scan | None = None
+    ) -> Scan:
+        of = basis.kind, basis.pin, span, stop or Stop(), basis.held, basis.below, beside
+        return Scan(self._database, *of)
 
 
-def check_bounds(start_ns: int | None, end_ns: int | None) -> None:
-    """Refuse what is no span of time.
-
-    Raises:
-        BadQuery: names the parameter.
-    """
-    for name, value in (("start", start_ns), ("end", end_ns)):
-        if value is not None and not NS_MIN <= value <= NS_MAX:
-            raise BadQuery(name, f"{value} is outside 64 bits")
-    if start_ns is not None and end_ns is not None and start_ns >= end_ns:
-        raise BadQuery("start", f"{start_ns} is not before end {end_ns}")
+def _chosen(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
+    """Some columns of a schema, in their order."""
+    if unknown := [name for name in names if name not in schema.names]:
+        raise BadQuery("columns", f"{', '.join(unknown)}: not one of {', '.join(schema.names)}")
+    if len(set(names)) < len(names):
+        raise BadQuery("columns", "one is named twice")
+    return pa.schema([schema.field(name) for name in names])
 
 
-def _next_offsets(pin: Pin) -> dict[Source, int]:
-    return decode_offsets(pin.said(OFFSETS_PROPERTY))
+def _rows(
+    schema: pa.Schema,
+    batches: Iterator[pa.RecordBatch],
+    scan: Scan,
+    known: Known,
+    following: str | None,
+    basis: Basis,
+) -> Rows:
+    cut = following is not None
+    rows = Rows(schema, batches, basis.snapshot_id, cut, scan.cursor, known)
+    rows.next = following
+    return rows
 
 
-def _total(pin: Pin, what: str) -> int:
-    return int(pin.said(f"total-{what}") or 0)
-
-
-def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    arrays = [batch.column(f.name).cast(f.type) for f in schema]
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+def _cast(batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        arrays = [batch.column(field.name).cast(field.type) for field in schema]
+        yield pa.RecordBatch.from_arrays(arrays, schema=schema)

@@ -23,6 +23,7 @@ from pyiceberg.types import StringType
 
 from k2.errors import CatalogUnavailable
 from k2.lake.catalog import load_table
+from k2.query.snapshots import AsOf
 
 __all__ = ["Bound", "Files", "Index", "Pin", "Tables"]
 
@@ -183,14 +184,16 @@ class Tables:
         self._catalog = catalog
         self._indexes: dict[str, Index] = {}
 
-    def load(self, name: str) -> Pin:
-        """The newest snapshot of a table.
+    def load(self, name: str, as_of: AsOf | None = None) -> Pin:
+        """A snapshot of a table; the newest, unless another is named.
 
         Raises:
             CatalogUnavailable: the catalog does not answer, or has no such table.
+            BadQuery: the table has no such snapshot, or no more.
         """
         table = load_table(self._catalog, name)
-        return Pin(table, table.current_snapshot(), self._indexes.setdefault(name, Index()))
+        snapshot = table.current_snapshot() if as_of is None else as_of.of(table)
+        return Pin(table, snapshot, self._indexes.setdefault(name, Index()))
 
 
 class _Column(NamedTuple):

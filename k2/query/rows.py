@@ -41,13 +41,12 @@ class Known:
         """As JSON has it."""
         coverage = self.coverage
         told = None if coverage is None else {"complete": coverage.complete, **asdict(coverage)}
-        fresh = {"fresh": True} if self.fresh else {}
-        return {"coverage": told, "valid_through": self.valid_through, **fresh}
+        return {"coverage": told, **({"fresh": True} if self.fresh else {})}
 
     def texts(self) -> dict[str, str]:
         """As headers have it, by name; without what is not known."""
         fresh = "true" if self.fresh else None
-        texts = {"coverage": self.coverage, "valid-through": self.valid_through, "fresh": fresh}
+        texts = {"coverage": self.coverage, "fresh": fresh}
         return {name: str(value) for name, value in texts.items() if value is not None}
 
 
@@ -81,8 +80,10 @@ class Stop:
 class Rows:
     """The rows of one query as a stream of batches; close it, or read it to its end.
 
-    `snapshot_id` is None for a table without a commit. `truncated`: the limit cut rows off.
-    `known` is None for what is not made of records: the ledger's own rows, rejects, symbols.
+    `snapshot_id` is None for a table without a commit. `truncated`: the limit cut rows off; `next`
+    is then the cursor behind the last one, where there are cursors. `valid_through`: every record
+    that Kafka had before this time, ns, is in the answer, or what it tells of the record is; None:
+    not known. `known` is None for what is not made of records: the ledger's own rows, rejects.
     """
 
     def __init__(
@@ -93,11 +94,15 @@ class Rows:
         truncated: bool = False,
         cursor: duckdb.DuckDBPyConnection | None = None,
         known: Known | None = None,
+        valid_through: int | None = None,
     ) -> None:
+        """`valid_through`: where nothing more is `known`."""
         self.schema = schema
+        self.next: str | None = None
         self.snapshot_id = snapshot_id
         self.truncated = truncated
         self.known = known
+        self.valid_through = valid_through if known is None else known.valid_through
         self._batches = batches
         self._cursor = cursor
 
@@ -106,10 +111,24 @@ class Rows:
         """What is missing of what was asked for; None: not known."""
         return None if self.known is None else self.known.coverage
 
-    @property
-    def valid_through(self) -> int | None:
-        """Every record that Kafka had before this time, ns, is in the answer; None: not known."""
-        return None if self.known is None else self.known.valid_through
+    def plain(self) -> dict[str, Any]:
+        """What is known of the rows, as JSON has it behind them."""
+        told: dict[str, Any] = {"snapshot_id": self.snapshot_id, "truncated": self.truncated}
+        if self.next is not None:
+            told["next"] = self.next
+        known = {} if self.known is None else self.known.plain()
+        return {**told, "valid_through": self.valid_through, **known}
+
+    def texts(self) -> dict[str, str]:
+        """The same as headers have it, by name; without what is not known."""
+        told: dict[str, Any] = {
+            "truncated": str(self.truncated).lower(),
+            "snapshot-id": self.snapshot_id,
+            "valid-through": self.valid_through,
+            "next": self.next,
+        }
+        known = {} if self.known is None else self.known.texts()
+        return {name: str(value) for name, value in told.items() if value is not None} | known
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         return self

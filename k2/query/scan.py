@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,8 @@ import pyarrow.dataset as ds
 from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.io.pyarrow import ArrowScan, PyArrowFileIO
 
-from k2.errors import BadQuery, CatalogUnavailable, QueryTooLarge
+from k2.errors import CatalogUnavailable, QueryTooLarge
+from k2.lake.offsets import Source
 from k2.query.index import Bound, Pin
 from k2.query.rows import Stop
 from k2.query.span import Span
@@ -25,6 +26,14 @@ BATCH_ROWS_MAX = 32_768
 
 _GLOB = frozenset("*?[{")
 _EPOCH = dt.date(1970, 1, 1)
+_OFFSETS = pa.schema(
+    [
+        ("in_cluster", pa.string()),
+        ("in_topic", pa.string()),
+        ("in_partition", pa.int64()),
+        ("below", pa.int64()),
+    ]
+)
 
 
 class Scan:
@@ -38,9 +47,21 @@ class Scan:
         span: Span,
         stop: Stop,
         fresh: pa.Table | None = None,
+        below: Mapping[Source, int] | None = None,
+        beside: Scan | None = None,
     ) -> None:
-        """`fresh`: rows of the kind that the snapshot does not have; None: only its own."""
+        """Plan it.
+
+        Args:
+            fresh: rows of the kind that the snapshot does not have; None: only its own.
+            below: only rows below these offsets of these sources; None: all.
+            beside: a scan of another kind, on whose cursor this one stands too, for a join.
+        """
         self._begin(pin, stop)
+        if beside is not None:
+            self._stand_beside(beside, f"{kind.name}_")
+        if below is not None:
+            self._below(below)
         # The plan knows microseconds only: it is widened, and ts_event then cuts exactly.
         self._equal("exchange", span.exchange)
         self._among("symbol", span.symbols)
@@ -53,30 +74,42 @@ class Scan:
         self._open(database, kind.table)
         if fresh is not None and fresh.num_rows:
             self._add(database, fresh)
+        elif beside is not None and self.rows_max == 0:
+            self.connect_empty(database, kind)
 
     def _begin(self, pin: Pin, stop: Stop) -> None:
         self.pin, self.snapshot_id = pin, pin.snapshot_id
         self.rows_max = 0
         self.sql = ""
         self._stop = stop
+        self._prefix = ""  # of the names that DuckDB knows things by
         self.cursor: duckdb.DuckDBPyConnection | None = None
-        self._parameters: dict[str, Any] = {}
+        self.parameters: dict[str, Any] = {}
         self._bounds: list[Bound] = []
         self._conditions: list[str] = []
+        self._offsets: pa.Table | None = None
+
+    def _stand_beside(self, other: Scan, prefix: str) -> None:
+        self.cursor, self._prefix = other.cursor, prefix
 
     def _add(self, database: duckdb.DuckDBPyConnection, fresh: pa.Table) -> None:
         """Let the statement see more rows, under the same conditions."""
-        if self.cursor is None:
-            self._connect(database)
-        assert self.cursor is not None
-        self.cursor.register("fresh", fresh)
-        more = f"SELECT * FROM fresh{self._where}"
+        self._connect(database).register(f"{self._prefix}fresh", fresh)
+        more = f"SELECT * FROM {self._prefix}fresh{self._where}"
         self.sql = f"{self.sql} UNION ALL BY NAME {more}" if self.rows_max else more
         self.rows_max += fresh.num_rows
 
-    def _connect(self, database: duckdb.DuckDBPyConnection) -> None:
-        self.cursor = database.cursor()
-        self._stop.watch(self.cursor)
+    def connect_empty(self, database: duckdb.DuckDBPyConnection, kind: Kind) -> None:
+        """Let statements run though no file may hold a row."""
+        self._add(database, kind.table.empty_table())
+
+    def _connect(self, database: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+        if self.cursor is None:
+            self.cursor = database.cursor()
+            self._stop.watch(self.cursor)
+        if self._offsets is not None:
+            self.cursor.register(f"{self._prefix}bounds", self._offsets)
+        return self.cursor
 
     @property
     def _where(self) -> str:
@@ -85,28 +118,28 @@ class Scan:
     def _open(self, database: duckdb.DuckDBPyConnection, schema: pa.Schema) -> None:
         """Plan the files that may hold rows by the conditions so far."""
         where = self._where
-        self.sql = f"SELECT * FROM scanned{where}"
+        scanned, listed = f"{self._prefix}scanned", f"{self._prefix}files"
+        self.sql = f"SELECT * FROM {scanned}{where}"
         files = self.pin.files()
         chosen = files.among(self._bounds)
         self.rows_max = int(chosen["rows"].sum())
         if self.rows_max == 0:
             return
-        self._connect(database)
-        assert self.cursor is not None
+        cursor = self._connect(database)
         located = [PyArrowFileIO.parse_location(path) for path in chosen["path"]]
         paths = [path for _, _, path in located]
         local = all(s == "file" for s, _, _ in located) and not any(_GLOB & set(p) for p in paths)
         if files.deletes:
-            self.cursor.register("scanned", self._without_deleted(set(chosen["path"])))
+            cursor.register(scanned, self._without_deleted(set(chosen["path"])))
         elif local:
-            self.sql = f"SELECT * FROM read_parquet($files, hive_partitioning = false){where}"
-            self._parameters["files"] = paths
+            self.sql = f"SELECT * FROM read_parquet(${listed}, hive_partitioning = false){where}"
+            self.parameters[listed] = paths
         else:
             io = self.pin.table.io
             assert isinstance(io, PyArrowFileIO)
             scheme, netloc, _ = located[0]
             filesystem = io.fs_by_scheme(scheme, netloc)
-            self.cursor.register("scanned", ds.dataset(paths, schema, "parquet", filesystem))
+            cursor.register(scanned, ds.dataset(paths, schema, "parquet", filesystem))
 
     def _without_deleted(self, paths: set[str]) -> pa.Table:
         """The rows of some files, in memory, but those that another engine's deletes name."""
@@ -139,10 +172,21 @@ class Scan:
             end = -(-end_ns // 1000)
             self._also(Bound(column, greatest=end - 1), f'epoch_us("{column}") < $end', end)
 
+    def _below(self, offsets: Mapping[Source, int]) -> None:
+        """Rows below these offsets of these sources."""
+        rows = [(*source, offset) for source, offset in offsets.items()]
+        listed = [dict(zip(_OFFSETS.names, row, strict=True)) for row in rows]
+        self._offsets = pa.Table.from_pylist(listed, _OFFSETS)
+        self._conditions.append(
+            f"EXISTS (SELECT 1 FROM {self._prefix}bounds WHERE in_cluster = kafka_cluster AND "
+            "in_topic = kafka_topic AND in_partition = kafka_partition AND kafka_offset < below)"
+        )
+
     def _also(self, bound: Bound, condition: str, value: Any) -> None:
         self._bounds.append(bound)
+        condition = condition.replace("$", f"${self._prefix}")
         self._conditions.append(condition)
-        self._parameters[condition.partition("$")[2].split(",")[0]] = value
+        self.parameters[condition.partition("$")[2].split(",")[0]] = value
 
     def run(
         self, statement: str, more: dict[str, Any], batch_rows: int = BATCH_ROWS_MAX
@@ -155,7 +199,7 @@ class Scan:
         assert self.cursor is not None
         self._stop.check()
         with _readable():
-            relation = self.cursor.sql(statement, params={**self._parameters, **more})
+            relation = self.cursor.sql(statement, params={**self.parameters, **more})
             reader = relation.to_arrow_reader(batch_rows)
         return _batches(reader)
 
@@ -164,17 +208,6 @@ class Scan:
         counted = f"SELECT count(*) FROM (SELECT 1 FROM ({statement or self.sql}) LIMIT {most + 1})"
         (batch,) = list(self.run(counted, more or {}))
         return bool(batch.column(0)[0].as_py() > most)
-
-    def one_exchange(self, symbol: str) -> str | None:
-        """The exchange of the rows, None without rows."""
-        found = [
-            name
-            for batch in self.run(f"SELECT DISTINCT exchange FROM ({self.sql}) ORDER BY 1", {})
-            for name in batch.column(0).to_pylist()
-        ]
-        if len(found) > 1:
-            raise BadQuery("exchange", f"{symbol} trades on {', '.join(found)}: name one")
-        return found[0] if found else None
 
 
 def _number(value: Any) -> Any:

@@ -22,8 +22,8 @@ from k2.errors import CatalogUnavailable, QueryTooLarge
 from k2.lake.catalog import gaps_name, load_table, table_name
 from k2.lake.offsets import MOVES_PROPERTY, OFFSETS_PROPERTY, Source, decode, decode_moves
 from k2.query.coverage import told
-from k2.query.engine import check_bounds
 from k2.query.rows import Stop
+from k2.query.times import check_bounds
 from k2.replay.cursor import Cursor, Pin, parse
 from k2.replay.plan import Manifests
 from k2.schemas import KINDS, Kind

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from k2.errors import BadQuery
-from k2.query.engine import check_bounds
+from k2.query.times import check_bounds
 from k2.replay.pace import SPEED_MAX
 
 __all__ = ["Control", "speed_of"]

@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from k2.query.engine import NS_MAX, NS_MIN
 from k2.query.rows import Stop
+from k2.query.times import NS_MAX, NS_MIN
 from k2.replay.archive import Archive, Moment, Selection, readable, view
 from k2.replay.cursor import START, Pin, Position, cursors
 from k2.replay.digest import Digest

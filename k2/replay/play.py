@@ -17,9 +17,9 @@ import numpy as np
 import pyarrow as pa
 
 from k2.errors import BadQuery, CatalogUnavailable, PeerUnavailable
-from k2.query.engine import NS_MAX
 from k2.query.rows import Stop
 from k2.query.span import Span
+from k2.query.times import NS_MAX
 from k2.replay.archive import Archive, Moment, Selection
 from k2.replay.control import Control
 from k2.replay.cursor import START, Cursor, Pin, Position

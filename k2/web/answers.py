@@ -21,6 +21,7 @@ from aiohttp import web
 from k2.errors import K2Error
 from k2.query.formats import Encoder
 from k2.query.rows import Rows, Stop
+from k2.web.codings import CODINGS, Packer, coding_of
 from k2.web.formats import MEDIA_TYPES, choose
 from k2.web.params import Parameters
 
@@ -122,38 +123,48 @@ def form_of(request: web.Request, query: Parameters) -> str:
     return form
 
 
+def _coding(request: web.Request, form: str) -> str:
+    """The coding of an answer; Parquet is compressed within."""
+    if form == "parquet":
+        return "identity"
+    coding = coding_of(request.headers.get("Accept-Encoding", ""))
+    if coding is None:
+        raise web.HTTPNotAcceptable(reason=f"one of {', '.join(CODINGS)}, or not encoded")
+    return coding
+
+
 async def stream(
     request: web.Request, form: str, query: Callable[[Stop], Rows]
 ) -> web.StreamResponse:
-    stop = Stop()
+    coding, stop = _coding(request, form), Stop()
     rows = await _run(request, lambda: query(stop), stop)
     response: web.StreamResponse | None = None
     try:
-        encoder = Encoder(form, rows)
+        encoder, packer = Encoder(form, rows), Packer(coding)
 
         def chunk() -> bytes | None:
             batch = rows.next_batch()
-            return None if batch is None else encoder.rows(batch)
+            return None if batch is None else packer(encoder.rows(batch))
 
-        opening = encoder.begin()
+        opening = packer(encoder.begin())
         # The first rows come before the headers: a query that fails at once gets a real status.
         data = await _run(request, chunk, stop)
         headers = {
             "Content-Type": MEDIA_TYPES[form],
-            "X-K2-Truncated": str(rows.truncated).lower(),
+            "Vary": "Accept, Accept-Encoding",
+            **{f"X-K2-{name.title()}": text for name, text in rows.texts().items()},
             **headers_of(request),
         }
-        if rows.snapshot_id is not None:
-            headers["X-K2-Snapshot-Id"] = str(rows.snapshot_id)
-        if rows.known is not None:
-            headers |= {f"X-K2-{name.title()}": text for name, text in rows.known.texts().items()}
+        if coding != "identity":
+            headers["Content-Encoding"] = coding
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         await response.write(opening)
         while data is not None:
             await response.write(data)
             data = await _run(request, chunk, stop)
-        await response.write(encoder.end())
+        ending = await _run(request, lambda: packer(encoder.end()) + packer.end(), stop)
+        await response.write(ending)
         await response.write_eof()
     except ConnectionError:
         _LOG.debug("%s: the client went away", request.path)

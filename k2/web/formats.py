@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from k2.errors import BadQuery
 
-__all__ = ["MEDIA_TYPES", "choose"]
+__all__ = ["MEDIA_TYPES", "choose", "weigh"]
 
 MEDIA_TYPES = {
     "json": "application/json",
     "ndjson": "application/x-ndjson",
     "csv": "text/csv",
     "arrow": "application/vnd.apache.arrow.stream",
+    "parquet": "application/vnd.apache.parquet",
 }
 _BY_TYPE = {media: name for name, media in MEDIA_TYPES.items()} | {
     "*/*": "json",
@@ -32,11 +33,12 @@ def choose(wanted: str | None, accept: str) -> str | None:
         return wanted
     if not accept.strip():
         return "json"
-    ranked = sorted((_weigh(part) for part in accept.split(",")), key=lambda pair: -pair[1])
+    ranked = sorted((weigh(part) for part in accept.split(",")), key=lambda pair: -pair[1])
     return next((_BY_TYPE[media] for media, q in ranked if q > 0 and media in _BY_TYPE), None)
 
 
-def _weigh(part: str) -> tuple[str, float]:
+def weigh(part: str) -> tuple[str, float]:
+    """A part of an Accept header, or of its like, and its weight."""
     media, *rest = (piece.strip().lower() for piece in part.split(";"))
     weight = next((piece[2:] for piece in rest if piece.startswith("q=")), "1")
     try:

@@ -7,6 +7,7 @@ from typing import Protocol
 import pyarrow as pa
 from aiohttp import web
 
+from k2.errors import BadQuery
 from k2.query.formats import Encoder
 from k2.query.rows import Rows, Stop
 from k2.schemas import INSTRUMENTS
@@ -36,14 +37,18 @@ def routes(source: Source) -> list[web.RouteDef]:
     """The views over `source`."""
 
     async def instruments(request: web.Request) -> web.StreamResponse:
-        query = Parameters(request.query, ("exchange", "symbol", "format"))
-        form = form_of(request, query)
+        query = Parameters(request.query, ("exchange", "symbol", "limit", "format"))
+        form, limit = form_of(request, query), query.whole("limit")
+        if limit == 0:
+            raise BadQuery("limit", "0 is below 1")
         exchange, symbols = query.text("exchange"), query.names("symbol")
         _require_complete(source)
 
         def rows(stop: Stop) -> Rows:
             found = source.rows(exchange, symbols)
-            return Rows(INSTRUMENTS, iter(found.to_batches(BATCH_ROWS)), None)
+            some = found.slice(0, limit)
+            cut = some.num_rows < found.num_rows
+            return Rows(INSTRUMENTS, iter(some.to_batches(BATCH_ROWS)), None, cut)
 
         return await stream(request, form, rows)
 

@@ -13,10 +13,10 @@ from k2.errors import BadQuery, NotOwner, PeerUnavailable, SchemaMismatch
 from k2.lake.offsets import Source
 from k2.lake.offsets import decode as decode_offsets
 from k2.lake.offsets import encode as encode_offsets
-from k2.query.engine import check_bounds
 from k2.query.fresh import Fresh, Held, choose, decode, encode
 from k2.query.room import Room
 from k2.query.span import Span
+from k2.query.times import check_bounds
 from k2.schemas import GAPS, KINDS, Kind
 from k2.settings import Settings
 from k2.web.peers import Peers, all_of, question

@@ -112,5 +112,6 @@ def _bars(stack: Stack, symbol: str) -> list[dict[str, Any]]:
     """Daily bars by HTTP; texts as exact decimals, the average price left out."""
     rows = rows_of(f"{stack.views[0]}/v1/bars?exchange=ASX&symbol={symbol}&interval=1d")
     for row in rows:
+        assert (row.pop("exchange"), row.pop("symbol")) == ("ASX", symbol)
         del row["vwap"]
     return [{n: Decimal(v) if isinstance(v, str) else v for n, v in row.items()} for row in rows]

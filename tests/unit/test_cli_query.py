@@ -122,7 +122,8 @@ def test_bars_sum_exactly(lake):
     """The whole table is one bar of a minute."""
     (bar,) = map(orjson.loads, k2(lake, "bars", "--symbol", "BHP", "--json").stdout.splitlines())
     assert bar == {
-        "start": START, "open": "36.667", "high": "36.667", "low": "36.667", "close": "36.667",
+        "exchange": "ASX", "symbol": "BHP", "start": START,
+        "open": "36.667", "high": "36.667", "low": "36.667", "close": "36.667",
         "volume": "0.0000003", "vwap": "36.667", "trades": ROWS,
     }  # fmt: skip
 
@@ -131,7 +132,21 @@ def test_bars_for_people_are_a_table(lake):
     """Columns named, the time readable."""
     lines = k2(lake, "bars", "--symbol", "BHP", "--interval", "1d").stdout.splitlines()
     cells = next(line.split() for line in lines if "36.667" in line)
-    assert (cells[0], cells[-1]) == ("2014-03-09T13:00:00.000000000Z", str(ROWS))
+    assert cells[:2] == ["ASX", "BHP"]
+    assert (cells[2], cells[-1]) == ("2014-03-09T13:00:00.000000000Z", str(ROWS))
+
+
+def test_bars_take_several_symbols_a_fill_and_conditions(lake):
+    """A condition to be left out begins with a dash, like an option."""
+    named = ("--symbol", "BHP", "--symbol", "RIO", "--exchange", "ASX", "--interval", "30m")
+    span = ("--start", str(START), "--end", str(START + 3_600_000_000_000))
+    result = k2(lake, "bars", *named, *span, "--fill", "null", "--conditions=-auction,-9", "--json")
+    bars = [orjson.loads(line) for line in result.stdout.splitlines()]
+    # Nobody knows when this file was whole: bars are filled up to the last trade.
+    assert [(bar["symbol"], bar["trades"]) for bar in bars] == [("BHP", ROWS), ("RIO", 0)]
+    assert k2(lake, "bars", *named, "--conditions", "auction", "--csv").stdout.count("\n") == 1
+    refused = k2(lake, "bars", *named, "--conditions", ",")
+    assert (refused.exit_code, "conditions" in refused.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("form", ["--json", "--csv"])
@@ -260,3 +275,44 @@ def test_the_help_has_an_example(command):
     """The help is the documentation."""
     result = CliRunner().invoke(cli, [command, "--help"])
     assert f"\n  k2 {command} " in result.stdout
+
+
+def test_a_range_and_columns_of_ones_choice(lake):
+    """The same grammar as over HTTP; the table shows these columns too."""
+    span = ("--range", "2014-03-10T00:00:00.000000005:10ns")
+    lines = k2(lake, "trades", *span, "--columns", "ts_event,price", "--csv").stdout.splitlines()
+    assert lines[:2] == ["ts_event,price", f"{START + 5},36.667"]
+    assert len(lines) == 11
+    shown = k2(lake, "trades", *span, "--columns", "verdict,ts_event").stdout.split()
+    assert shown[:3] == ["verdict", "time", "(UTC)"]
+    result = k2(lake, "trades", *span, "--start", "now")
+    assert (result.exit_code, "range: not together" in result.stderr) == (2, True)
+    result = k2(lake, "bars", "--symbol", "BHP", "--range", "2014-03-10")
+    assert (result.exit_code, "its end is missing" in result.stderr) == (2, True)
+
+
+def test_snapshots_are_listed_and_one_of_them_is_read(tmp_path):
+    """What the one command prints, the others take."""
+    data = tmp_path / "lake"
+    fill(data, table(3))
+    settings = Settings(data=data)
+    catalog = open_catalog(settings)
+    sink = Sink(catalog, table_name(settings, TRADES), settings)
+    sink.commit(sink.write(table(2, "RIO")), {SOURCE: 3}, {SOURCE: 5})
+    catalog.close()
+    listed = [orjson.loads(line) for line in k2(data, "snapshots", "--json").stdout.splitlines()]
+    assert [(one["table"], one["rows"], one["added"]) for one in listed] == [
+        ("trades", 3, 3),
+        ("trades", 5, 2),
+    ]
+    first = str(listed[0]["snapshot_id"])
+    assert len(k2(data, "trades", "--as-of", first, "--json").stdout.splitlines()) == 3
+    assert len(k2(data, "trades", "--json").stdout.splitlines()) == 5
+    days = k2(data, "bars", "--symbol", "RIO", "--interval", "1d", "--as-of", first, "--json")
+    assert days.stdout == ""
+    people = k2(data, "snapshots", "--table", "trades", "--limit", "1")
+    assert "committed (UTC)" in people.stdout
+    assert first not in people.stdout
+    assert "only the newest 1 rows; there are more" in people.stderr
+    result = k2(data, "gaps", "--as-of", first)
+    assert (result.exit_code, "gaps has no snapshot" in result.stderr) == (2, True)

@@ -430,7 +430,8 @@ async def test_views_answer_503_until_all_has_been_read(module: Any, table: Any)
         assert found == ROW | plain
         for path, status in (
             ("/v1/instruments/ASX/BHP?format=csv", 400),
-            ("/v1/instruments?limit=1", 400),
+            ("/v1/instruments?limit=0", 400),
+            ("/v1/instruments?limit=1", 200),
             ("/v1/instruments?format=xml", 400),
             ("/v1/instruments/ASX/%0A", 404),
             ("/v1/instruments/ASX", 404),

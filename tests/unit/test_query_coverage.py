@@ -98,7 +98,7 @@ def test_nothing_is_missing_where_nothing_is(lake: Lake) -> None:
     lake.move(5)
     assert lake.coverage() == COMPLETE
     assert lake.engine.bars("SIM", "A", None, None, S).coverage == COMPLETE
-    assert lake.engine.symbols().known is None
+    assert lake.engine.symbols().coverage == COMPLETE
 
 
 @pytest.mark.parametrize(

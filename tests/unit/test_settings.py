@@ -41,6 +41,8 @@ def test_unknown_setting_is_refused_by_name() -> None:
         ("K2_GROUP_SECRET", "short", "group_secret: shorter than 16 characters"),
         ("K2_CORS_ORIGINS", "*", r"cors_origins: '\*' is not http\(s\)://host\[:port\]"),
         ("K2_CORS_ORIGINS", "https://a.b,https://a.b/c", "cors_origins: 'https://a.b/c' is not"),
+        ("K2_AUCTION_CONDITIONS", "X=O||C", r"auction_conditions: 'X=O\|\|C' has an empty code"),
+        ("K2_OFF_MARKET_CONDITIONS", "3", r"'3' is not EXCHANGE=code\|code"),
         ("K2_ON_CRITICAL", "X=stop", "on_critical of X: 'stop' is none of continue, pause"),
         ("K2_ON_CRITICAL", "pause", r"on_critical: 'pause' is not EXCHANGE=continue\|pause"),
         ("K2_SILENCE_LIMITS", "X=10", "silence_limits: 'X=10' is not EXCHANGE=symbol_seconds:"),
