@@ -123,7 +123,7 @@ class _Client:
     urls: list[str]
     draw: random.Random
     cursor: str = ""
-    offsets: Offsets = field(default_factory=lambda: defaultdict(list))
+    offsets: Offsets = field(default_factory=lambda: defaultdict(list), repr=False)
     completed: int = 0
     connected: int = 0
     left: int = 0
