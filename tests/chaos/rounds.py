@@ -89,6 +89,10 @@ class Round:
             self.outcome.recovery_s = time.monotonic() - hit_at
             worker.await_ready()
             worker.terminate()
+        except ChildDied:
+            # Without a guard: a worker that reads doubled rows again refuses them, and ends.
+            if not self._guard:
+                raise
         finally:
             for each in self.workers:
                 each.child.signal(signal.SIGKILL)
