@@ -8,7 +8,7 @@ TRADES ?= 2000000
 FAUST_TRADES ?= 60000
 RUNS ?= 3
 
-.PHONY: demo test lint types bench chaos setup
+.PHONY: demo test lint types bench chaos follow setup
 
 # The main job on show; `make demo ONCE=1` ends by itself, with exit code 0 if all was found right.
 demo: $(STAMP)
@@ -40,6 +40,10 @@ SEED ?= 1
 ROUNDS ?= 1
 chaos: $(STAMP)
 	@$(BIN)/python -m tests.chaos --seed $(SEED) --rounds $(ROUNDS)
+
+# A follower that leaves and comes back 50 times beside 50,000 trades a second; a restart, expiry.
+follow: $(STAMP)
+	FOLLOW_RATE=50000 FOLLOW_RECONNECTS=50 $(BIN)/python -m pytest -q -s tests/integration/test_replay.py -k "follower and local"
 
 setup: $(STAMP)
 

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
@@ -215,7 +215,9 @@ class Worker(Running):
 class Feed(Running):
     """Produces in a thread, so that the test can kill workers meanwhile."""
 
-    def __init__(self, tables: list[pa.Table], topic: str, settings: Settings, rate: float) -> None:
+    def __init__(
+        self, tables: Iterable[pa.Table], topic: str, settings: Settings, rate: float
+    ) -> None:
         self._tables, self._topic, self._settings, self._rate = tables, topic, settings, rate
         self._stop = threading.Event()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
