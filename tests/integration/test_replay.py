@@ -133,7 +133,7 @@ class _Client:
     cursor: str = ""
     offsets: Offsets = field(default_factory=lambda: defaultdict(list), repr=False)
     completed: int = 0
-    connected: int = 0
+    leaving: bool = True
     left: int = 0
     waited: int = 0
 
@@ -157,7 +157,6 @@ class _Client:
                 assert answer.status in (503, 429), await answer.text()
                 await asyncio.sleep(0.1)
                 return
-            self.connected += 1
             # It leaves in the middle of whatever comes: what was not read whole is not received.
             rest, end = b"", 0.0
             async for piece in answer.content.iter_any():
@@ -165,7 +164,9 @@ class _Client:
                 *lines, rest = (rest + piece).split(b"\n")
                 for line in lines:
                     self._take(orjson.loads(line))
-                if enough.is_set() or time.monotonic() >= end:
+                if enough.is_set():
+                    return
+                if self.leaving and time.monotonic() >= end:
                     break
             self.left += 1
 
@@ -226,7 +227,8 @@ async def _followed(staying: Worker, going: Worker, one: Feed, two: Feed) -> Non
     for feed in (one, two):
         feed.stop()
     made = one.done.result().count + two.done.result().count
-    await soon(lambda: client.count >= made, f"all {made}")
+    client.leaving = False
+    await soon(lambda: client.count >= made, f"all {made}", 60.0 + made / 20_000)
     await asyncio.sleep(2.0)  # for what would come twice
     enough.set()
     await running
