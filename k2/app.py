@@ -32,9 +32,21 @@ class BatchSchema(faust.Schema):
         return fetched
 
 
+class _Told(faust.Settings):  # type: ignore[misc]
+    """Faust's settings as they are given.
+
+    Faust has a variable for each, which would win over K2's: `APP_WEB_TABLES_ENABLED` opens a page
+    that dumps the tables.
+    """
+
+    def getenv(self, env_name: str) -> Any:
+        return None
+
+
 class App(faust.App):
     """Faust's app with K2's settings and the source of its batch topics."""
 
+    Settings = _Told
     settings: Settings
     batch_source: BatchSource  # set by the agents' module, read by the transport
 

@@ -96,7 +96,8 @@ class Peers(abc.ABC):
             async with self._client().post(
                 f"{url.rstrip('/')}{path}",
                 data=params,
-                headers=authorization(self._group_secret),
+                # Also of a question without parameters, whose body is empty.
+                headers={"Content-Type": FORM, **authorization(self._group_secret)},
                 timeout=limit,
                 allow_redirects=False,
             ) as answer:
