@@ -32,7 +32,7 @@ class BatchSchema(faust.Schema):
         return fetched
 
 
-class _Told(faust.Settings):  # type: ignore[misc]
+class _Told(faust.Settings):
     """Faust's settings as they are given.
 
     Faust has a variable for each, which would win over K2's: `APP_WEB_TABLES_ENABLED` opens a page
@@ -47,7 +47,7 @@ class App(faust.App):
     """Faust's app with K2's settings and the source of its batch topics."""
 
     Settings = _Told
-    settings: Settings
+    settings: k2_settings.Settings  # `Settings` is Faust's here
     batch_source: BatchSource  # set by the agents' module, read by the transport
 
     async def on_first_start(self) -> None:

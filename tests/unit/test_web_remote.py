@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from k2.app import App
 from k2.dev.broker import free_port
 from k2.errors import NotOwner, PeerUnavailable
 from k2.keyfile import create
+from k2.keys import authorization
 from k2.lake.catalog import ensure_tables, open_catalog
 from k2.schemas import INSTRUMENTS
 from k2.settings import Settings
@@ -263,8 +263,27 @@ async def test_ready_says_what_the_worker_depends_on(
     assert (fine, list(reasons)) == (True, ["peers"])
 
 
+async def test_a_query_worker_with_keys_lets_in_who_has_one(tmp_path: Path) -> None:
+    """As any other; the group's secret opens nothing here."""
+    settings = Settings(data=tmp_path, exchanges="SIM", role="query", group_secret=SECRET)
+    ensure_tables(open_catalog(settings), settings)
+    _, read = create(settings.keys_path, ("read",), None, "")
+    async with TestServer(site_of(settings)) as server, ClientSession() as client:
+        for key, path, status in (
+            ("", "/v1/trades", 401),
+            (SECRET, "/v1/trades", 401),
+            (read, "/v1/trades", 200),
+            (read, "/v1/sql", 405),
+            ("", "/v1/instruments", 401),
+            ("", "/live", 200),
+        ):
+            sent = authorization(key)
+            async with client.get(server.make_url(path), headers=sent) as answer:
+                assert answer.status == status, (key, path)
+
+
 async def test_a_query_worker_without_peers_answers_what_is_committed(tmp_path: Path) -> None:
-    settings = replace(Settings(data=tmp_path, exchanges="SIM"), role="query")
+    settings = Settings(data=tmp_path, exchanges="SIM", role="query")
     ensure_tables(open_catalog(settings), settings)
     async with TestServer(site_of(settings)) as server, ClientSession() as client:
         for path, status in (
