@@ -49,6 +49,7 @@ class Silence:
         self._topics = {kind.topic(name): (name, kind) for kind in KINDS for name in names}
         self._heard: dict[TP, _Heard] = {}
         self._silent: dict[str, int] = {}  # topics, and the ts_event of their last record
+        self._watched: tuple[str, ...] = ()  # topics of which partitions are here, with records
         self._closed: set[str] = set()  # exchanges
 
     async def run(
@@ -89,7 +90,7 @@ class Silence:
                 if (moment := moments[exchange]) is not None:
                     whole = partition.is_at(log_end(tp))
                     heard[tp] = self._listen(tp, partition, exchange, moment, whole)
-        self._heard = heard
+        self._heard, self._watched = heard, tuple(sorted(watched))
         for topic in self._silent.keys() - watched.keys():
             del self._silent[topic]  # its partitions are another worker's
         for topic, tps in watched.items():
@@ -141,7 +142,10 @@ class Silence:
             metrics.silent_topics.labels(exchange, kind.name).set(topic in self._silent)
 
     def report(self, exchange: str | None = None) -> dict[str, Any]:
-        """What the last look found, by exchange and kind; times are ts_event in ns."""
+        """What the last look found, by exchange and kind; times are ts_event in ns.
+
+        `watched`: the topics of which it tells; another worker may have heard of them too.
+        """
         topics = [
             {**self._names(topic), "topic": topic, "last_ts_event": last or None}
             for topic, last in sorted(self._silent.items())
@@ -153,6 +157,7 @@ class Silence:
         ]
         symbols.sort(key=lambda row: (row["exchange"], row["kind"], row["symbol"] or ""))
         return {
+            "watched": [t for t in self._watched if exchange in (None, self._topics[t][0])],
             "limits": {
                 name: {"symbol_seconds": symbol, "topic_seconds": topic, "open": is_open}
                 for name, (symbol, topic) in sorted(self.limits.items())

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import faulthandler
-import gc
-import logging
-import os
-import signal
-import sys
-import threading
 from typing import Any
 
 import faust
-import pyarrow as pa
 from faust.auth import SASLCredentials, SSLCredentials
 
 from k2 import settings as k2_settings
 from k2.errors import SettingError
 from k2.keys import require_keys
+from k2.process import ended, ending, settle
 from k2.schemas import Kind
 from k2.security import ssl_context
+from k2.server import application_options
 from k2.settings import Settings
 from k2.transport import BatchSource, Fetched
 from k2.transport.recovery import PatientTables
 
 __all__ = ["App", "app", "batch_topic", "create_app"]
-
-#: On top of the flush deadline; below the stack's own margin, which ends in SIGKILL without a word.
-STOP_MARGIN_S = 10.0
-HEADERS_MAX = 64
 
 
 class BatchSchema(faust.Schema):
@@ -44,13 +32,28 @@ class BatchSchema(faust.Schema):
         return fetched
 
 
+class _Told(faust.Settings):
+    """Faust's settings as they are given.
+
+    Faust has a variable for each, which would win over K2's: `APP_WEB_TABLES_ENABLED` opens a page
+    that dumps the tables.
+    """
+
+    def getenv(self, env_name: str) -> Any:
+        return None
+
+
 class App(faust.App):
     """Faust's app with K2's settings and the source of its batch topics."""
 
-    settings: Settings
+    Settings = _Told
+    settings: k2_settings.Settings  # `Settings` is Faust's here
     batch_source: BatchSource  # set by the agents' module, read by the transport
 
     async def on_first_start(self) -> None:
+        if self.settings.role == "query":
+            self.crash_reason = SettingError("role: query is no member of the group: `k2 worker`")
+            raise self.crash_reason
         if self.conf.web_enabled:
             try:
                 require_keys(self.settings, self.conf.web_bind)  # as Faust's own options say
@@ -59,55 +62,19 @@ class App(faust.App):
                 raise
         self.conf.datadir.mkdir(parents=True, exist_ok=True)  # Faust makes only the last part
         await super().on_first_start()
-        # Batches are large and short-lived: the default pool gives their pages back and faults
-        # them in again, which is a third of a worker's processor time.
-        if "jemalloc" in pa.supported_memory_backends():
-            pa.set_memory_pool(pa.jemalloc_memory_pool())
-        # Faust collects garbage at every rebalance; what was imported is none.
-        gc.collect()
-        gc.freeze()
+        settle()
 
     async def stop(self) -> None:
-        """Stop, or end the process: a worker that neither works nor ends is not restarted.
+        """Stop, or end the process: Faust can wait here for ever.
 
-        A second signal ends it at once, and so does a deadline, since Faust can wait here for ever:
-        for an answer of its consumer thread, which has ended before (seen when a crash fell into
-        a rebalance). Behind it come threads, of which a query's may hang with its request; so the
-        deadline goes on until the process has ended. What is not committed is read again.
+        For an answer of its consumer thread, which has ended before (seen when a crash fell into
+        a rebalance). What is not committed is read again.
         """
-        print("k2: stopping; a second signal ends it at once", file=sys.stderr, flush=True)
-        with contextlib.suppress(ValueError):  # not in the main thread: nobody signals us
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, _leave)
-        deadline_s = self.settings.shutdown_timeout_ms / 1000.0 + STOP_MARGIN_S
-        last_resort = threading.Timer(deadline_s, _end, [deadline_s])
-        last_resort.daemon = True
-        last_resort.start()
+        ending(self.settings)
         try:
             await super().stop()
         finally:
-            atexit.register(_exit, 1 if self.crash_reason else 0)
-
-
-def _leave(number: int, frame: object) -> None:
-    os._exit(128 + number)
-
-
-def _exit(code: int) -> None:
-    # Of the exit handlers this is the first. PyArrow's would wait for requests to S3 that hang, and
-    # DuckDB's bindings would report all that the garbage collector was told to leave as leaked.
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-def _end(deadline_s: float) -> None:
-    # Not by logging: whatever hangs may hold its lock.
-    print(f"k2: not stopped within {deadline_s:g} s: ending the process", file=sys.stderr)
-    sys.stderr.flush()
-    faulthandler.dump_traceback()
-    os._exit(1)
+            ended(1 if self.crash_reason else 0)
 
 
 def create_app(settings: Settings) -> App:
@@ -141,16 +108,7 @@ def create_app(settings: Settings) -> App:
         web_host=settings.bind,
         web_port=settings.port,
         canonical_url=settings.url,
-        web_application_options={
-            "client_max_size": settings.body_bytes_max,
-            "handler_args": {
-                "max_line_size": settings.header_bytes_max,
-                "max_field_size": settings.header_bytes_max,
-                "max_headers": HEADERS_MAX,
-                # Also the time in which a request's headers must be there.
-                "keepalive_timeout": settings.idle_timeout_ms / 1000.0,
-            },
-        },
+        web_application_options=application_options(settings),
         web_router_enabled=False,
         web_tables_enabled=False,
         web_stats_enabled=False,

@@ -18,13 +18,15 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from k2.errors import SettingError
 
-__all__ = ["EVERYWHERE", "Settings", "load"]
+__all__ = ["EVERYWHERE", "ROLES", "Settings", "load"]
 
 MIB = 1024 * 1024
 #: Addresses to bind to, which name no host.
 EVERYWHERE = ("0.0.0.0", "::")
 SECURITY = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+#: What a worker is for.
+ROLES = ("all", "ingest", "query")
 _SILENCE_MAX_S = 7 * 86_400
 _GROUP_SECRET_MIN = 16
 
@@ -71,6 +73,12 @@ class Settings:
     broker_key: str = _setting("", "file", "PEM key of `broker_cert`, without a passphrase.")
     group: str = _setting("k2", "name", "Consumer group, and prefix of the changelog topics.")
     worker: str = _setting("0", "name", "Name of this worker: its folder for tables.")
+    role: str = _choice("all", "What a worker does: ingest, answer queries, or both.", ROLES)
+    peers: str = _setting(
+        "",
+        "URL[,...]",
+        "Ingest workers that a query worker asks for what is live; one that answers is enough.",
+    )
     exchanges: str = _setting("ASX,SIM", "A,B", "Exchanges that are ingested, two topics each.")
     timezones: str = _setting(
         "ASX=Australia/Sydney",
@@ -279,7 +287,8 @@ class Settings:
         _ = self.exchange_names, self.exchange_zones, self.exchange_calendars
         _ = self.exchanges_by_channel, self.exchange_gap_limits, self.url
         _ = self.exchanges_pausing, self.exchange_silence_limits
-        _ = self.origins
+        _ = self.origins, self.peer_urls
+        _one_of("role", self.role, ROLES)
         if self.group_secret and len(self.group_secret) < _GROUP_SECRET_MIN:
             raise SettingError(f"group_secret: shorter than {_GROUP_SECRET_MIN} characters")
         _ = self.exchange_auction_conditions, self.exchange_off_market_conditions
@@ -368,17 +377,13 @@ class Settings:
         if not self.advertise:
             host = socket.gethostname() if self.bind in EVERYWHERE else self.bind
             return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
-        try:
-            parts = urlsplit(self.advertise)
-            _ = parts.port
-        except ValueError as exc:
-            raise SettingError(f"advertise: {self.advertise!r} is no URL: {exc}") from exc
-        bare = not (parts.path.strip("/") or parts.query or parts.fragment or parts.username)
-        if parts.scheme not in ("http", "https") or not parts.hostname or not bare:
-            raise SettingError(f"advertise: {self.advertise!r} is not http(s)://host[:port]")
-        if parts.hostname in EVERYWHERE:
-            raise SettingError(f"advertise: {self.advertise!r}: nobody can be reached at that")
-        return self.advertise.rstrip("/")
+        return _worker_url("advertise", self.advertise)
+
+    @property
+    def peer_urls(self) -> tuple[str, ...]:
+        """The URLs of `peers`, each once."""
+        named = filter(None, (text.strip() for text in self.peers.split(",")))
+        return tuple(dict.fromkeys(_worker_url("peers", text) for text in named))
 
     @property
     def keys_path(self) -> Path:
@@ -506,6 +511,20 @@ _SECRETS = tuple(spec.name for spec in fields(Settings) if spec.metadata["unit"]
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise SettingError(f"{name}: {value!r} is none of {', '.join(choices)}")
+
+
+def _worker_url(name: str, text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        _ = parts.port
+    except ValueError as exc:
+        raise SettingError(f"{name}: {text!r} is no URL: {exc}") from exc
+    bare = not (parts.path.strip("/") or parts.query or parts.fragment or parts.username)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not bare:
+        raise SettingError(f"{name}: {text!r} is not http(s)://host[:port]")
+    if parts.hostname in EVERYWHERE:
+        raise SettingError(f"{name}: {text!r}: nobody can be reached at that")
+    return text.rstrip("/")
 
 
 def load(environ: Mapping[str, str] = os.environ, **overrides: Any) -> Settings:

@@ -7,7 +7,7 @@ from aiokafka.cluster import ClusterMetadata
 from k2.app import App
 from k2.schemas import QUOTES, TRADES
 from k2.settings import Settings
-from k2.web.peers import Peers
+from k2.web.group import Group
 
 TOPICS = (TRADES.topic("SIM"), QUOTES.topic("SIM"))
 PARTITIONS = 4
@@ -39,6 +39,6 @@ def assign(*members: App, partitions: int = PARTITIONS) -> None:
         app.assignor.on_assignment(given[f"m{n}"])
 
 
-def peers(app: App, partitions: int | None = PARTITIONS) -> Peers:
+def peers(app: App, partitions: int | None = PARTITIONS) -> Group:
     """What a member knows of the others."""
-    return Peers(app, TOPICS, lambda topic: partitions)
+    return Group(app, TOPICS, lambda topic: partitions)

@@ -23,7 +23,7 @@ __all__ = ["silence"]
 def silence(exchange: str | None, url: str | None, as_json: bool) -> None:
     """Show which symbols and topics have been silent for longer than K2_SILENCE_LIMITS.
 
-    A worker knows of its own partitions only: with several, ask each of them.
+    A worker knows of its own partitions only: with several, ask each of them, or a query worker.
 
     \b
     k2 silence --exchange ASX

@@ -23,11 +23,19 @@ DATA = click.option("--data", type=click.Path(path_type=Path, file_okay=False), 
 @DATA
 @click.option("--port", type=int, help="Port of the first worker's web views.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True)
-def up(data: Path | None, port: int | None, workers: int) -> None:
+@click.option(
+    "--query",
+    type=click.IntRange(0, 64),
+    default=0,
+    show_default=True,
+    help="Query workers, on the first ports; the others then only ingest.",
+)
+def up(data: Path | None, port: int | None, workers: int, query: int) -> None:
     """Start a broker (unless K2_BROKER is set) and workers; Ctrl-C stops them gracefully."""
-    stack = Stack(k2_settings.load(data=data, port=port), workers)
+    stack = Stack(k2_settings.load(data=data, port=port), workers, query=query)
     with running(stack):
-        click.echo(_banner(stack.settings.broker, stack.views, stack.settings.data), err=True)
+        views = stack.views[:query] or stack.views
+        click.echo(_banner(stack.settings.broker, views, stack.settings.data), err=True)
         stack.supervise()
 
 

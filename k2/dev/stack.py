@@ -90,6 +90,7 @@ class Stack(Running):
         settings: Settings,
         workers: int = 1,
         *,
+        query: int = 0,
         embedded: bool | None = None,
         tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr),
     ) -> None:
@@ -97,18 +98,24 @@ class Stack(Running):
 
         Args:
             settings: those of the workers; `port` is the first worker's.
-            workers: 1 or more, on ports `port`, `port` + 1, ...
+            workers: 1 or more that ingest, on ports `port`, `port` + 1, ...
+            query: so many query workers, on the first of the ports; the others then only ingest.
             embedded: start a broker; None: unless K2_BROKER is in the environment.
             tell: takes each line for people; stderr.
         """
         if workers < 1:
             raise SettingError(f"workers: {workers} is below 1")
-        if workers > 1 and settings.advertise:
-            raise SettingError(f"advertise: {settings.advertise} is one URL for {workers} workers")
+        if query < 0:
+            raise SettingError(f"query: {query} is below 0")
+        if settings.role == "query":
+            raise SettingError("role: query: a stack's workers ingest; query workers are --query N")
+        if workers + query > 1 and settings.advertise:
+            number = workers + query
+            raise SettingError(f"advertise: {settings.advertise} is one URL for {number} workers")
         group_secret = settings.group_secret or secrets.token_hex(32)
         self.settings = replace(settings, data=settings.data.resolve(), group_secret=group_secret)
         self.views: list[str] = []
-        self._count = workers
+        self._count, self._query = workers, query
         self._embedded = "K2_BROKER" not in os.environ if embedded is None else embedded
         self._tell = tell
         self._broker: Embedded | None = None
@@ -192,21 +199,31 @@ class Stack(Running):
 
     def _start_workers(self) -> None:
         base = {name: value for name, value in os.environ.items() if not name.startswith("K2_")}
-        for number in range(self._count):
-            port = self.settings.port + number
-            bind = HOST if self.settings.bind in EVERYWHERE else self.settings.bind
-            view = replace(self.settings, port=port, bind=bind, advertise="").url
-            url = self.settings.advertise or view  # the workers are all on this machine
-            own = replace(self.settings, port=port, worker=str(number), advertise=url)
-            if not port_is_free(own.bind, port):
+        for own, view in self._planned():
+            if not port_is_free(own.bind, own.port):
                 # Else the stranger's answer to /ready would be taken for our worker's.
-                raise SettingError(f"port: {port} on {own.bind} is in use; try --port")
-            log = own.data / "log" / f"worker-{number}.log"
+                raise SettingError(f"port: {own.port} on {own.bind} is in use; try --port")
+            name = f"worker-{own.worker}"
             argv = [sys.executable, "-m", "k2", "worker"]
-            child = Child(f"worker-{number}", argv, base | _environment(own), log)
+            child = Child(name, argv, base | _environment(own), own.data / "log" / f"{name}.log")
             self._workers.append(child)
             child.start()
             self.views.append(view)
+
+    def _planned(self) -> list[tuple[Settings, str]]:
+        """The settings of each worker, and where its views are; query workers first."""
+        role = "ingest" if self._query else self.settings.role
+        named = [(f"query-{n}", "query") for n in range(self._query)]
+        named += [(str(n), role) for n in range(self._count)]
+        bind = HOST if self.settings.bind in EVERYWHERE else self.settings.bind
+        planned = []
+        for port, (name, role) in enumerate(named, self.settings.port):
+            view = replace(self.settings, port=port, bind=bind, advertise="").url
+            url = self.settings.advertise or view  # the workers are all on this machine
+            own = replace(self.settings, port=port, worker=name, advertise=url, role=role)
+            planned.append((own, view))
+        peers = ",".join(view for own, view in planned if own.role != "query")
+        return [(replace(own, peers=peers), view) for own, view in planned]
 
     def _await_ready(self) -> None:
         until = time.monotonic() + READY_TIMEOUT_S

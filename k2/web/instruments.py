@@ -1,26 +1,34 @@
-"""The views of reference data: all instruments, or one."""
+"""The views of reference data: all instruments, or one.
+
+Every worker of the group has all of them; a query worker asks one that does.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 import pyarrow as pa
 from aiohttp import web
 
-from k2.errors import BadQuery
+from k2.errors import BadQuery, PeerUnavailable
 from k2.query.formats import Encoder
 from k2.query.rows import Rows, Stop
 from k2.schemas import INSTRUMENTS
 from k2.web.answers import form_of, headers_of, in_thread, stream
 from k2.web.params import Parameters
+from k2.web.peers import question
+from k2.web.remote import Remote
 
-__all__ = ["routes"]
+__all__ = ["Asked", "Own", "routes"]
 
 BATCH_ROWS = 4096
+_INTERNAL = "/internal/instruments"
+_MEDIA_TYPE = "application/vnd.apache.arrow.stream"
 
 
-class Source(Protocol):
-    """Where instruments come from; see `k2.tables.instruments`."""
+class Table(Protocol):
+    """What this worker has of them; see `k2.tables.instruments`."""
 
     @property
     def complete(self) -> bool:
@@ -33,6 +41,87 @@ class Source(Protocol):
         """One, or None."""
 
 
+class Source(Protocol):
+    """Where instruments come from."""
+
+    async def rows(self, exchange: str | None, symbols: list[str] | None) -> pa.Table:
+        """Some instruments, ordered by exchange and symbol."""
+
+    async def one(self, exchange: str, symbol: str) -> pa.Table | None:
+        """One, or None."""
+
+
+class Own:
+    """This worker's, which it gives to others too."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+
+    async def rows(self, exchange: str | None, symbols: list[str] | None) -> pa.Table:
+        self._require_complete()
+        return await in_thread(lambda: self._table.rows(exchange, symbols))
+
+    async def one(self, exchange: str, symbol: str) -> pa.Table | None:
+        self._require_complete()
+        return await in_thread(lambda: self._table.one(exchange, symbol))
+
+    def internal(self) -> list[web.RouteDef]:
+        """What a query worker asks."""
+        return [web.post(_INTERNAL, self._view)]
+
+    async def _view(self, request: web.Request) -> web.Response:
+        query = await question(request, ("exchange", "symbol", "one"))
+        exchange, symbol = query.text("exchange"), query.text("one")
+        if exchange is not None and symbol is not None:
+            found = await self.one(exchange, symbol) or INSTRUMENTS.empty_table()
+        else:
+            found = await self.rows(exchange, query.names("symbol"))
+        body = await asyncio.to_thread(_encode, found)
+        return web.Response(body=body, content_type=_MEDIA_TYPE)
+
+    def _require_complete(self) -> None:
+        if not self._table.complete:
+            raise web.HTTPServiceUnavailable(reason="the instruments are still being read")
+
+
+class Asked:
+    """Those that a worker of the group has."""
+
+    def __init__(self, remote: Remote) -> None:
+        self._remote = remote
+
+    async def rows(self, exchange: str | None, symbols: list[str] | None) -> pa.Table:
+        named = None if symbols is None else ",".join(symbols)
+        return await self._ask({"exchange": exchange, "symbol": named})
+
+    async def one(self, exchange: str, symbol: str) -> pa.Table | None:
+        if not exchange.strip() or not symbol.strip():
+            return None
+        return await self._ask({"exchange": exchange, "one": symbol}) or None
+
+    async def _ask(self, params: dict[str, str | None]) -> pa.Table:
+        given = {name: text for name, text in params.items() if text is not None}
+        body = await self._remote.ask_any(_INTERNAL, given)
+        return await asyncio.to_thread(_decode, body)
+
+
+def _encode(found: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, INSTRUMENTS) as written:
+        written.write_table(found)
+    return bytes(sink.getvalue())
+
+
+def _decode(body: bytearray) -> pa.Table:
+    try:
+        found: pa.Table = pa.ipc.open_stream(pa.BufferReader(body)).read_all()
+    except pa.ArrowInvalid as exc:
+        raise PeerUnavailable(f"instruments of another worker: {exc}") from exc
+    if found.schema != INSTRUMENTS:  # while releases change
+        raise PeerUnavailable("instruments of another worker: of another release")
+    return found
+
+
 def routes(source: Source) -> list[web.RouteDef]:
     """The views over `source`."""
 
@@ -41,11 +130,9 @@ def routes(source: Source) -> list[web.RouteDef]:
         form, limit = form_of(request, query), query.whole("limit")
         if limit == 0:
             raise BadQuery("limit", "0 is below 1")
-        exchange, symbols = query.text("exchange"), query.names("symbol")
-        _require_complete(source)
+        found = await source.rows(query.text("exchange"), query.names("symbol"))
 
         def rows(stop: Stop) -> Rows:
-            found = source.rows(exchange, symbols)
             some = found.slice(0, limit)
             cut = some.num_rows < found.num_rows
             return Rows(INSTRUMENTS, iter(some.to_batches(BATCH_ROWS)), None, cut)
@@ -55,8 +142,7 @@ def routes(source: Source) -> list[web.RouteDef]:
     async def instrument(request: web.Request) -> web.StreamResponse:
         Parameters(request.query, ())
         exchange, symbol = request.match_info["exchange"], request.match_info["symbol"]
-        _require_complete(source)
-        found = await in_thread(lambda: source.one(exchange, symbol))
+        found = await source.one(exchange, symbol)
         if found is None:
             raise web.HTTPNotFound(reason=f"no instrument {symbol!r} of {exchange!r}")
         (batch,) = found.to_batches()
@@ -67,8 +153,3 @@ def routes(source: Source) -> list[web.RouteDef]:
         web.get("/v1/instruments", instruments, allow_head=False),
         web.get("/v1/instruments/{exchange}/{symbol}", instrument, allow_head=False),
     ]
-
-
-def _require_complete(source: Source) -> None:
-    if not source.complete:
-        raise web.HTTPServiceUnavailable(reason="the instruments are still being read")

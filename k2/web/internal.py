@@ -19,9 +19,9 @@ from k2.query.span import Span
 from k2.query.times import check_bounds
 from k2.schemas import GAPS, KINDS, Kind
 from k2.settings import Settings
-from k2.web.peers import Peers, all_of, question
+from k2.web.peers import Owners, Peers, all_of, question
 
-__all__ = ["Buffers", "InHand"]
+__all__ = ["NOTHING", "Buffers", "InHand"]
 
 PATH = "/internal/fresh"
 MEDIA_TYPE = "application/vnd.apache.arrow.stream"
@@ -34,10 +34,14 @@ class InHand(NamedTuple):
     gaps: Callable[[], list[pa.Table]]
 
 
+NOTHING = InHand(lambda kind: [], lambda: [])
+
+
 class Buffers:
     """The buffers of all workers: gives others this one's, and gathers theirs."""
 
     def __init__(self, peers: Peers, own: InHand, settings: Settings) -> None:
+        """`own`: what this worker has; `NOTHING` of one that owns no partition."""
         self._peers, self._own = peers, own
         self._memory_max = settings.query_memory_max
 
@@ -60,15 +64,18 @@ class Buffers:
         check_bounds(span.start_ns, span.end_ns)
         for last_try in (False, True):
             try:
-                return await self._gather(kind, span, after or {})
+                owners = await self._peers.owners(again=last_try)
+                return await self._gather(owners, kind, span, after or {})
             except NotOwner as exc:  # the map may be old: look again once, with empty hands
                 if last_try:
                     raise PeerUnavailable(str(exc)) from exc
         raise AssertionError("unreachable")
 
-    async def _gather(self, kind: Kind, span: Span, after: Mapping[Source, int]) -> Fresh:
+    async def _gather(
+        self, owners: Owners, kind: Kind, span: Span, after: Mapping[Source, int]
+    ) -> Fresh:
         room = self._room()
-        asked = {url: _places(topics, kind) for url, topics in self._peers.owners().items()}
+        asked = {url: _places(topics, kind) for url, topics in owners.items()}
         answers = await all_of(self._of(url, kind, span, room, after) for url in asked)
         gathered = Fresh([], GAPS.empty_table())
         for (url, places), fresh in zip(asked.items(), answers, strict=True):

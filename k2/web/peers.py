@@ -1,8 +1,7 @@
-"""The workers of the group: which of them owns a partition, and how it is asked.
+"""How a worker is asked by another one; `group` and `remote` know which of them owns what.
 
-Faust's assignor tells every worker, at the end of each rebalance, who was given what. In between
-nobody knows; so a question is refused then, and is never put to the wrong worker. Whoever is asked
-looks whether the partition is its own, since the map of a worker that was frozen is an old one.
+Whoever is asked looks whether the partition is its own, since the map of a worker that was frozen
+is an old one.
 
 A question is a POST, its parameters a form in the body: a worker may be asked for thousands of
 partitions, and a URL has 8 KB.
@@ -10,22 +9,24 @@ partitions, and a URL has 8 KB.
 
 from __future__ import annotations
 
+import abc
 import asyncio
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
 import aiohttp
 import orjson
 from aiohttp import web
 
-from k2.app import App
 from k2.errors import NotOwner, PeerUnavailable, QueryTooLarge
 from k2.keys import authorization
 from k2.query.room import Room
 from k2.web.params import Parameters
 
-__all__ = ["Owners", "Peers", "all_of", "question"]
+__all__ = ["OWNERS", "Owners", "Peers", "all_of", "question"]
 
+#: Who owns what, as a member of the group knows it; the answer is `Owners` in JSON.
+OWNERS = "/internal/owners"
 FORM = "application/x-www-form-urlencoded"
 ANSWER_TIMEOUT_S = 10.0
 CONNECT_TIMEOUT_S = 2.0
@@ -37,60 +38,39 @@ _T = TypeVar("_T")
 Owners = dict[str, dict[str, list[int]]]
 
 
-class Peers:
-    """The group as this worker knows it; on the event loop only."""
+class Peers(abc.ABC):
+    """The workers that own partitions; on the event loop only."""
 
-    def __init__(
-        self, app: App, topics: Collection[str], partitions: Callable[[str], int | None]
-    ) -> None:
-        """`topics`: those that are ingested; `partitions`: how many a topic has, None: unknown."""
-        self._app, self._topics, self._partitions = app, topics, partitions
+    def __init__(self, group_secret: str) -> None:
+        self._group_secret = group_secret
 
     @property
-    def own(self) -> str:
-        """The URL by which the others know this worker."""
-        return str(self._app.conf.canonical_url)
+    @abc.abstractmethod
+    def own(self) -> str | None:
+        """The URL by which the others know this worker; None: they do not ask it."""
 
-    def owners(self) -> Owners:
+    @abc.abstractmethod
+    async def owners(self, *, again: bool = False) -> Owners:
         """Return who owns what, each partition of each topic once.
+
+        Args:
+            again: what was known before has proved wrong.
 
         Raises:
             PeerUnavailable: partitions are being assigned, or not all are known to be.
         """
-        self.require_settled()
-        told: Mapping[str, Mapping[str, list[int]]]
-        told = self._app.router.external_topics_metadata()
-        found = {
-            url: {t: sorted(partitions) for t, partitions in topics.items() if t in self._topics}
-            for url, topics in told.items()
-        }
-        self._require_all(found)
-        return {url: topics for url, topics in found.items() if topics}
 
+    @abc.abstractmethod
     def require_settled(self) -> None:
-        """Refuse while nobody knows who owns what.
+        """Refuse while nobody can be asked.
 
         Raises:
             PeerUnavailable: partitions are being assigned, or this worker is stopping.
         """
-        if self._app.should_stop:  # its HTTP client may be closed already
-            raise PeerUnavailable(f"{self.own}: the worker is stopping")
-        if self._app.rebalancing:
-            raise PeerUnavailable(f"{self.own}: the group is rebalancing")
 
-    def _require_all(self, found: Owners) -> None:
-        for topic in sorted(self._topics):
-            number = self._partitions(topic)
-            if not number:
-                raise PeerUnavailable(f"{self.own}: not assigned yet: {topic}")
-            owned = [p for topics in found.values() for p in topics.get(topic, ())]
-            if sorted(owned) != list(range(number)):
-                lost = sorted(set(range(number)) - set(owned))
-                # Faust's map has one entry a URL: of two workers with the same one is left.
-                raise PeerUnavailable(
-                    f"{topic}: nobody is known to own {lost}; for longer than a rebalance it means "
-                    "that two workers advertise one URL (K2_ADVERTISE)"
-                )
+    @abc.abstractmethod
+    def _client(self) -> aiohttp.ClientSession:
+        """What asks over HTTP."""
 
     async def ask(
         self,
@@ -113,10 +93,11 @@ class Peers:
         room = room or Room(ANSWER_BYTES_MAX, f"the most that worker {url} may answer")
         limit = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         try:
-            async with self._app.http_client.post(
+            async with self._client().post(
                 f"{url.rstrip('/')}{path}",
                 data=params,
-                headers=authorization(self._app.settings.group_secret),
+                # Also of a question without parameters, whose body is empty.
+                headers={"Content-Type": FORM, **authorization(self._group_secret)},
                 timeout=limit,
                 allow_redirects=False,
             ) as answer:

@@ -1,23 +1,80 @@
-"""GET /v1/silence: who has been silent for too long in this worker's partitions."""
+"""GET /v1/silence: who has been silent for too long, in this worker's partitions.
+
+A query worker has none: it asks all owners, and puts together what they say.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import orjson
 from aiohttp import web
 
 from k2.web.answers import json_answer
 from k2.web.params import Parameters
+from k2.web.peers import question
+from k2.web.remote import Remote
 
-__all__ = ["routes"]
+__all__ = ["Report", "internal", "merged", "of_owners", "routes"]
+
+_INTERNAL = "/internal/silence"
+
+#: Takes an exchange, or None for all.
+Report = Callable[[str | None], dict[str, Any]]
 
 
-def routes(report: Callable[[str | None], dict[str, Any]]) -> list[web.RouteDef]:
-    """The view over `report`, which takes an exchange, or None for all."""
+def routes(report: Callable[[str | None], Awaitable[dict[str, Any]]]) -> list[web.RouteDef]:
+    """The view over `report`."""
 
     async def silence(request: web.Request) -> web.StreamResponse:
         query = Parameters(request.query, ("exchange",))
-        return json_answer(request, report(query.text("exchange")))
+        return json_answer(request, await report(query.text("exchange")))
 
     return [web.get("/v1/silence", silence, allow_head=False)]
+
+
+def internal(report: Report) -> list[web.RouteDef]:
+    """What a query worker asks."""
+
+    async def silence(request: web.Request) -> web.StreamResponse:
+        query = await question(request, ("exchange",))
+        return json_answer(request, report(query.text("exchange")))
+
+    return [web.post(_INTERNAL, silence)]
+
+
+def of_owners(remote: Remote) -> Callable[[str | None], Awaitable[dict[str, Any]]]:
+    """Ask all workers that own partitions."""
+
+    async def report(exchange: str | None) -> dict[str, Any]:
+        params = {} if exchange is None else {"exchange": exchange}
+        return merged([orjson.loads(each) for each in await remote.ask_owners(_INTERNAL, params)])
+
+    return report
+
+
+def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One report of several workers': a topic is silent if it is wherever it is watched."""
+    watching = [topic for each in reports for topic in each["watched"]]
+    last: dict[str, dict[str, Any]] = {}
+    said: list[str] = []
+    for row in (row for each in reports for row in each["topics"]):
+        said.append(row["topic"])
+        last[row["topic"]] = max(
+            last.get(row["topic"], row), row, key=lambda row: row["last_ts_event"] or 0
+        )
+    limits: dict[str, Any] = {}
+    for each in reports:
+        for name, known in each["limits"].items():
+            limits[name] = known | {"open": known["open"] or limits.get(name, known)["open"]}
+    symbols = [row for each in reports for row in each["symbols"]]
+    symbols.sort(key=lambda row: (row["exchange"], row["kind"], row["symbol"] or ""))
+    return {
+        "watched": sorted(set(watching)),
+        "limits": dict(sorted(limits.items())),
+        "topics": [
+            row for topic, row in sorted(last.items()) if said.count(topic) == watching.count(topic)
+        ],
+        "symbols": symbols,
+    }

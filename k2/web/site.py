@@ -1,28 +1,26 @@
-"""K2's views on the worker's own web server, beside Faust's."""
+"""K2's views on the web server of a member of the group, beside Faust's."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from faust.types import TP
+
 from k2.agents.worker import ingest
 from k2.app import app
-from k2.lake.catalog import open_catalog
-from k2.query.engine import Engine
 from k2.registry import open_registry
-from k2.replay.archive import Archive
-from k2.sandbox.pool import Pool
 from k2.tables.instruments import Instruments, table
-from k2.web import instruments, silence, sql
+from k2.web import health, resources, silence
 from k2.web.gate import protect
+from k2.web.group import Group
+from k2.web.instruments import Own
+from k2.web.instruments import routes as instrument_routes
 from k2.web.internal import Buffers, InHand
-from k2.web.peers import Peers
-from k2.web.replay import Replays
 from k2.web.symbols import Symbols
-from k2.web.views import routes
 
 __all__ = ["peers"]
 
-peers = Peers(app, ingest.topics, lambda topic: app.consumer.partitions_of(topic))
+peers = Group(app, ingest.topics, lambda topic: app.consumer.partitions_of(topic))
 
 
 def ready() -> tuple[bool, dict[str, Any]]:
@@ -39,21 +37,27 @@ def ready() -> tuple[bool, dict[str, Any]]:
     return not reasons, reasons
 
 
+async def report(exchange: str | None) -> dict[str, Any]:
+    """Who is silent in the partitions of this worker."""
+    return ingest.silence.report(exchange)
+
+
 settings, site = app.settings, app.web.web_app
 buffers = Buffers(peers, InHand(ingest.held, ingest.held_gaps), settings)
-replays = Replays(Archive(open_catalog(settings), settings), settings, buffers.gather)
-statements = Pool(open_catalog(settings), settings)
+symbols = Symbols(peers, lambda place: ingest.partitions.get(TP(*place)), settings)
+instruments = Own(Instruments(table, open_registry(settings)))
 
 protect(site, settings)
+if settings.role == "all":
+    others = (symbols.routes(), instrument_routes(instruments), silence.routes(report))
+    resources.add(site, settings, ready, buffers, others)
+else:
+    site.router.add_routes(health.routes(ready))
 for each in (
-    routes(Engine(open_catalog(settings), settings), ready=ready, gather=buffers.gather),
+    peers.routes(),
     buffers.routes(),
-    Symbols(peers, lambda: ingest.partitions, settings).routes(),
-    instruments.routes(Instruments(table, open_registry(settings))),
-    silence.routes(ingest.silence.report),
-    replays.routes(),
-    sql.routes(statements),
+    symbols.internal(),
+    instruments.internal(),
+    silence.internal(ingest.silence.report),
 ):
     site.router.add_routes(each)
-site.on_shutdown.append(replays.close)
-site.on_cleanup.append(sql.closing(statements))

@@ -7,13 +7,12 @@ producer chooses partitions otherwise, all owners are.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from aiokafka.partitioner import murmur2
-from faust.types import TP
 
-from k2.agents.assignment import Partition
 from k2.errors import BadQuery, NotOwner, PeerUnavailable
 from k2.lake.offsets import Source
 from k2.schemas import KINDS
@@ -22,6 +21,9 @@ from k2.web.answers import json_answer
 from k2.web.known import Part, answer, decode, encode, part_of
 from k2.web.params import Parameters
 from k2.web.peers import Owners, Peers, all_of, question
+
+if TYPE_CHECKING:
+    from k2.agents.assignment import Partition
 
 __all__ = ["Symbols", "partition_of"]
 
@@ -42,18 +44,19 @@ class Symbols:
     """Answers for the partitions of this worker, and asks the others for theirs."""
 
     def __init__(
-        self, peers: Peers, partitions: Callable[[], Mapping[TP, Partition]], settings: Settings
+        self, peers: Peers, partition: Callable[[Place], Partition | None], settings: Settings
     ) -> None:
-        """`partitions`: those that this worker owns now."""
-        self._peers, self._partitions = peers, partitions
+        """`partition`: that of a place, if this worker owns it now."""
+        self._peers, self._partition = peers, partition
         self._exchanges = settings.exchange_names
         self._by_channel = frozenset(settings.exchanges_by_channel)
 
     def routes(self) -> list[web.RouteDef]:
-        return [
-            web.get(_PATH, self._symbol, allow_head=False),
-            web.post(_INTERNAL, self._internal),
-        ]
+        return [web.get(_PATH, self._symbol, allow_head=False)]
+
+    def internal(self) -> list[web.RouteDef]:
+        """What other workers ask."""
+        return [web.post(_INTERNAL, self._internal)]
 
     async def _symbol(self, request: web.Request) -> web.Response:
         bars = Parameters(request.query, ("bars",)).flag("bars")
@@ -73,7 +76,7 @@ class Symbols:
         Raises:
             PeerUnavailable: an owner does not answer, or nobody is known to own a partition.
         """
-        numbers = self._numbers(exchange)
+        numbers = _numbers(await self._peers.owners(), exchange)
         every = {(topic, p) for topic, count in numbers.items() for p in range(count)}
         likely = {(t, partition_of(exchange, symbol, count)) for t, count in numbers.items()}
         if exchange in self._by_channel:
@@ -84,17 +87,11 @@ class Symbols:
             parts += [part for part in others if part.latest.num_rows]
         return parts
 
-    def _numbers(self, exchange: str) -> dict[str, int]:
-        """How many partitions each topic of an exchange has."""
-        owners = self._peers.owners().values()
-        topics = [kind.topic(exchange) for kind in KINDS]
-        return {t: sum(len(owned.get(t, ())) for owned in owners) for t in topics}
-
     async def _ask(
         self, places: Collection[Place], exchange: str, symbol: str, bars: bool
     ) -> list[Part]:
         for last_try in (False, True):
-            asked = _shared(self._peers.owners(), places)
+            asked = _shared(await self._peers.owners(again=last_try), places)
             asking = [
                 self._of(url, own, exchange, symbol, bars) for url, own in sorted(asked.items())
             ]
@@ -130,10 +127,10 @@ class Symbols:
             PeerUnavailable: partitions are being assigned.
         """
         self._peers.require_settled()
-        own, asked = self._partitions(), []
+        asked = []
         counter = "" if exchange in self._by_channel else symbol
         for topic, number in places:
-            partition = own.get(TP(topic, number))
+            partition = self._partition((topic, number))
             if partition is None:
                 raise NotOwner(f"{topic}[{number}] is not owned here")
             try:
@@ -167,6 +164,12 @@ def _place(text: str) -> Place:
     if not topic or not number.isdecimal():
         raise BadQuery("places", f"{text!r} is not TOPIC:PARTITION")
     return topic, int(number)
+
+
+def _numbers(owners: Owners, exchange: str) -> dict[str, int]:
+    """How many partitions each topic of an exchange has."""
+    topics = [kind.topic(exchange) for kind in KINDS]
+    return {t: sum(len(owned.get(t, ())) for owned in owners.values()) for t in topics}
 
 
 def _shared(owners: Owners, places: Collection[Place]) -> dict[str, list[Place]]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from k2.errors import BadQuery, PeerUnavailable
 from k2.query import asof
@@ -18,12 +16,13 @@ from k2.query.fresh import Fresh
 from k2.query.span import Span
 from k2.query.times import interval_ns
 from k2.schemas import KINDS, QUOTES, TRADES, Kind
-from k2.web.answers import Handler, form_of, headers_of, in_thread, json_answer, stream
+from k2.web import health
+from k2.web.answers import Handler, form_of, in_thread, json_answer, stream
+from k2.web.health import Ready
 from k2.web.params import Parameters
 
 __all__ = ["routes"]
 
-Ready = Callable[[], tuple[bool, dict[str, Any]]]
 Gather = Callable[[Kind, Span], Awaitable[Fresh]]
 #: Either `range`, or the others.
 TIMES = ("start", "end", "range")
@@ -142,17 +141,6 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
         Parameters(request.query, ())
         return json_answer(request, await in_thread(engine.status))
 
-    async def metrics(request: web.Request) -> web.StreamResponse:
-        headers = {"Content-Type": CONTENT_TYPE_LATEST, **headers_of(request)}
-        return web.Response(body=generate_latest(), headers=headers)
-
-    async def live(request: web.Request) -> web.StreamResponse:
-        return json_answer(request, {"live": True})
-
-    async def is_ready(request: web.Request) -> web.StreamResponse:
-        fine, reasons = ready()
-        return json_answer(request, {"ready": fine, "reasons": reasons}, 200 if fine else 503)
-
     return [
         *(web.get(f"/v1/{kind.name}", records(kind), allow_head=False) for kind in KINDS),
         web.get("/v1/bars", bars, allow_head=False),
@@ -160,7 +148,5 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
         web.get("/v1/snapshots", snapshots, allow_head=False),
         web.get("/v1/gaps", gaps, allow_head=False),
         web.get("/v1/status", status, allow_head=False),
-        web.get("/metrics", metrics),
-        web.get("/live", live),
-        web.get("/ready", is_ready),
+        *health.routes(ready),
     ]

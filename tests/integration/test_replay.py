@@ -29,8 +29,9 @@ ROWS = 30_000
 #: Of trades, a second, beside a follower: `make follow` has more, and more reconnects.
 RATE = float(os.environ.get("FOLLOW_RATE", "3000"))
 RECONNECTS = int(os.environ.get("FOLLOW_RECONNECTS", "6"))
-#: Longer than all of it takes.
-FEED_S = 200 + 6 * RECONNECTS
+#: For each part of it: what is made in a second takes a follower that leaves for long some more.
+PATIENCE_S = 60.0 + RATE / 100
+FEED_S = 4 * PATIENCE_S
 
 #: Of a worker that is killed with a question in hand, nothing comes.
 _PATIENT = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=10)
@@ -204,7 +205,7 @@ async def _followed(staying: Worker, going: Worker, one: Feed, two: Feed) -> Non
     client = _Client([staying.url, going.url], random.Random(5))
     running = asyncio.create_task(client.run(enough))
 
-    async def soon(condition: Any, what: str, deadline_s: float = 60.0) -> None:
+    async def soon(condition: Any, what: str, deadline_s: float = PATIENCE_S) -> None:
         end = time.monotonic() + deadline_s
         while not condition():
             assert not running.done(), await running
@@ -212,23 +213,19 @@ async def _followed(staying: Worker, going: Worker, one: Feed, two: Feed) -> Non
             await asyncio.sleep(0.05)
 
     half = RECONNECTS // 2
-    await soon(lambda: client.left >= half and client.completed, "reconnects", 60.0 + 6 * half)
+    await soon(lambda: client.left >= half and client.completed, "reconnects")
     await asyncio.to_thread(going.terminate)
     before = client.count
     await soon(lambda: client.count > before + 500, "more, of one worker")
     going.start()
     await asyncio.to_thread(going.await_ready)
     before, left = client.count, client.left
-    await soon(
-        lambda: client.count > before + 500 and client.left >= left + half,
-        "more, of two",
-        60.0 + 6 * half,
-    )
+    await soon(lambda: client.count > before + 500 and client.left >= left + half, "more, of two")
     for feed in (one, two):
         feed.stop()
     made = one.done.result().count + two.done.result().count
     client.leaving = False
-    await soon(lambda: client.count >= made, f"all {made}", 60.0 + made / 20_000)
+    await soon(lambda: client.count >= made, f"all {made}", PATIENCE_S + made / 20_000)
     await asyncio.sleep(2.0)  # for what would come twice
     enough.set()
     await running

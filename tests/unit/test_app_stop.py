@@ -12,13 +12,13 @@ import pytest
 HANGS = """
 import asyncio
 import faust
-from k2 import app as k2_app
+from k2 import app as k2_app, process
 
 async def hang(self):
     await asyncio.Event().wait()
 
 faust.App.stop = hang
-k2_app.STOP_MARGIN_S = 0.1
+process.STOP_MARGIN_S = 0.1
 asyncio.run(k2_app.app.stop())
 """
 

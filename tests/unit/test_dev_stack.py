@@ -83,6 +83,31 @@ def test_stack_that_anybody_could_ask_is_refused_before_anything_starts(tmp_path
     assert not settings.data.exists()
 
 
+def test_query_workers_have_the_first_ports_and_know_the_others(tmp_path: Path) -> None:
+    """Who asks the default port is answered; names of those that ingest stay what they were."""
+    stack = Stack(Settings(data=tmp_path), 2, query=1)
+    asked, *ingesting = [own for own, _ in stack._planned()]
+    assert (asked.port, asked.role, asked.worker) == (6066, "query", "query-0")
+    assert asked.peer_urls == ("http://127.0.0.1:6067", "http://127.0.0.1:6068")
+    assert [(own.port, own.role, own.worker) for own in ingesting] == [
+        (6067, "ingest", "0"), (6068, "ingest", "1"),
+    ]  # fmt: skip
+    assert asked.group_secret == ingesting[0].group_secret
+    (alone,) = [own for own, _ in Stack(Settings(data=tmp_path))._planned()]
+    assert (alone.port, alone.role, alone.worker) == (6066, "all", "0")
+
+
+@pytest.mark.parametrize(
+    ("role", "query", "message"),
+    [("query", 0, "role: query: a stack's workers ingest"), ("all", -1, "query: -1 is below 0")],
+)
+def test_stack_without_anybody_who_ingests_is_refused(
+    tmp_path: Path, role: str, query: int, message: str
+) -> None:
+    with pytest.raises(SettingError, match=message):
+        Stack(Settings(data=tmp_path, role=role), query=query)
+
+
 def test_one_url_for_several_workers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="advertise: http://k2 is one URL for 2 workers"):
         Stack(Settings(data=tmp_path, advertise="http://k2"), 2)

@@ -37,7 +37,7 @@ from k2.query.rows import Rows
 from k2.registry import FileRegistry, HttpRegistry
 from k2.schemas import INSTRUMENT_AVRO, INSTRUMENTS
 from k2.web.answers import middlewares
-from k2.web.instruments import routes
+from k2.web.instruments import Own, routes
 from tests.integration.parts import environment
 
 ROW = {
@@ -416,7 +416,7 @@ def test_a_worker_has_these_tables_and_agents(tmp_path: Path) -> None:
 async def test_views_answer_503_until_all_has_been_read(module: Any, table: Any) -> None:
     put(table, (b"ASX.BHP", GOOD))
     app = web.Application(middlewares=middlewares())
-    app.add_routes(routes(module.Instruments(table, schemas())))
+    app.add_routes(routes(Own(module.Instruments(table, schemas()))))
     async with TestServer(app) as server, ClientSession(server.make_url("/")) as client:
         for path in ("/v1/instruments", "/v1/instruments/ASX/BHP"):
             async with client.get(path) as answer:

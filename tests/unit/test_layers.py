@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = {
     "": 0, "errors": 0, "settings": 0, "metrics": 0,
     "records": 1, "schemas": 1, "security": 1, "keys": 1, "keyfile": 1,
+    "process": 1, "server": 1,
     "transport": 2, "codec": 2, "registry": 2, "sequence": 2, "calendars": 2,
     "buffer": 2, "live": 2, "silence": 2,
     "lake": 3,

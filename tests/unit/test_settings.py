@@ -38,6 +38,9 @@ def test_unknown_setting_is_refused_by_name() -> None:
         ("K2_ADVERTISE", "http://host:x", "advertise: 'http://host:x' is no URL"),
         ("K2_ADVERTISE", "http://host/k2", "advertise: 'http://host/k2' is not http"),
         ("K2_ADVERTISE", "http://0.0.0.0:1", "nobody can be reached at that"),
+        ("K2_ROLE", "reader", "role: 'reader' is none of all, ingest, query"),
+        ("K2_PEERS", "http://a:1,b:2", r"peers: 'b:2' is not http\(s\)://host\[:port\]"),
+        ("K2_PEERS", "http://0.0.0.0:1", "peers: 'http://0.0.0.0:1': nobody can be reached"),
         ("K2_GROUP_SECRET", "short", "group_secret: shorter than 16 characters"),
         ("K2_CORS_ORIGINS", "*", r"cors_origins: '\*' is not http\(s\)://host\[:port\]"),
         ("K2_CORS_ORIGINS", "https://a.b,https://a.b/c", "cors_origins: 'https://a.b/c' is not"),
@@ -84,6 +87,12 @@ def test_impossible_value_is_refused_with_its_limit(
 def test_worker_is_reached_where_it_says(environ: dict[str, str], url: str) -> None:
     """Without a word at its address; one that is bound to all of them by the host's name."""
     assert load(environ).url == url
+
+
+def test_peers_are_urls_each_once() -> None:
+    named = load({"K2_PEERS": "http://a:1/, http://[::1]:2,http://a:1"}).peer_urls
+    assert named == ("http://a:1", "http://[::1]:2")
+    assert load({}).peer_urls == ()
 
 
 def test_rules_of_an_exchange_are_read_from_pairs() -> None:

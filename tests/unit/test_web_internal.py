@@ -81,7 +81,7 @@ class Worker:
 
     def hold(self, following: int) -> None:
         """As many trades of each partition that it owns, by the assignor."""
-        owned = peers(self.app).owners()[self.url][TOPICS[0]]
+        owned = peers(self.app).assigned()[self.url][TOPICS[0]]
         self.held = [held(partition, following) for partition in owned]
 
     def fill(self, size: int) -> None:

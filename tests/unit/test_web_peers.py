@@ -27,8 +27,8 @@ def test_every_member_knows_the_owner_of_every_partition() -> None:
     """Followers too, and the same; the partitions of one number are with one worker."""
     one, two = member("http://a:1"), member("http://b:2")
     assign(one, two)
-    known = peers(one).owners()
-    assert peers(two).owners() == known
+    known = peers(one).assigned()
+    assert peers(two).assigned() == known
     assert set(known) == {"http://a:1", "http://b:2"}
     for topics in known.values():
         assert topics[TRADES] == topics[QUOTES]
@@ -38,21 +38,21 @@ def test_every_member_knows_the_owner_of_every_partition() -> None:
 def test_after_a_rebalance_the_map_is_the_new_one() -> None:
     one, two = member("http://a:1"), member("http://b:2")
     assign(one)
-    assert peers(one).owners() == {"http://a:1": {TRADES: [0, 1, 2, 3], QUOTES: [0, 1, 2, 3]}}
+    assert peers(one).assigned() == {"http://a:1": {TRADES: [0, 1, 2, 3], QUOTES: [0, 1, 2, 3]}}
     assign(one, two)
-    assert len(peers(one).owners()["http://b:2"][TRADES]) == 2
+    assert len(peers(one).assigned()["http://b:2"][TRADES]) == 2
     assign(two)
-    assert list(peers(two).owners()) == ["http://b:2"] == [peers(two).own]
+    assert list(peers(two).assigned()) == ["http://b:2"] == [peers(two).own]
 
 
 def test_nobody_is_named_while_partitions_are_assigned() -> None:
     one = member("http://a:1")
     with pytest.raises(PeerUnavailable, match="http://a:1: not assigned yet"):
-        peers(one, None).owners()
+        peers(one, None).assigned()
     assign(one)
     one.rebalancing = True
     with pytest.raises(PeerUnavailable, match="http://a:1: the group is rebalancing"):
-        peers(one).owners()
+        peers(one).assigned()
 
 
 async def test_worker_that_stops_asks_nobody() -> None:
@@ -63,7 +63,7 @@ async def test_worker_that_stops_asks_nobody() -> None:
     with pytest.raises(PeerUnavailable, match="http://a:1: the worker is stopping"):
         await peers(one).ask("http://b:2", "/")
     with pytest.raises(PeerUnavailable, match="http://a:1: the worker is stopping"):
-        peers(one).owners()
+        peers(one).assigned()
 
 
 def test_two_workers_of_one_url_are_told_from_an_owner() -> None:
@@ -71,7 +71,7 @@ def test_two_workers_of_one_url_are_told_from_an_owner() -> None:
     one, two = member("http://a:1"), member("http://a:1")
     assign(one, two)
     with pytest.raises(PeerUnavailable, match=r"nobody is known to own \[.*K2_ADVERTISE"):
-        peers(one).owners()
+        peers(one).assigned()
 
 
 Serve = Callable[[Callable[[web.Request], Awaitable[web.StreamResponse]]], Awaitable[str]]

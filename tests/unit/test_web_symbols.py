@@ -182,6 +182,9 @@ class Owned(dict[TP, Partition]):
 
     missed: Callable[[], object] = staticmethod(lambda: None)
 
+    def at(self, place: tuple[str, int]) -> Any:
+        return self.get(TP(*place))
+
     def get(self, key: TP, default: Any = None) -> Any:
         if key not in self:
             self.missed()
@@ -205,15 +208,15 @@ class Group:
         for _ in range(2):
             port = free_port()
             app, own = member(f"http://127.0.0.1:{port}", settings), Owned()
-            views = Symbols(peers(app, partitions), lambda own=own: own, settings)  # type: ignore[misc]
+            views = Symbols(peers(app, partitions), own.at, settings)
             site = web.Application(middlewares=middlewares())
-            site.add_routes(views.routes())
+            site.add_routes([*views.routes(), *views.internal()])
             self.servers.append(TestServer(site, port=port))
             self.apps.append(app)
             self.owned.append(own)
         assign(*self.apps, partitions=partitions)
         for app, own in zip(self.apps, self.owned, strict=True):
-            for topic, numbers in peers(app, partitions).owners()[peers(app).own].items():
+            for topic, numbers in peers(app, partitions).assigned()[peers(app).own].items():
                 for number in numbers:
                     own[TP(topic, number)] = self.partition(topic, number, [])
 
@@ -336,10 +339,10 @@ async def test_an_owner_that_is_none_any_more_is_looked_up_again(two: Group) -> 
     former.missed = lambda: assign(two.apps[0])  # meanwhile it is told
     number = partition_of("SIM", "A", 4)
     two.put(TOPIC, number, [("A", DAY, 5, 1, 10 * E8, E8)])
-    assert len(peers(two.apps[0]).owners()) == 2
+    assert len(peers(two.apps[0]).assigned()) == 2
     status, known = await two.get(0, "/v1/symbols/SIM/B")  # all partitions are asked for
     assert status == 404
-    assert len(peers(two.apps[0]).owners()) == 1
+    assert len(peers(two.apps[0]).assigned()) == 1
     status, known = await two.get(0, "/v1/symbols/SIM/A")
     assert (status, known["trade"]["price"]) == (200, "10")
 
