@@ -37,22 +37,12 @@ from k2.query.rejects import Selection
 from k2.query.rows import Known, Rows, Stop
 from k2.query.scan import Scan
 from k2.query.span import Span
-from k2.schemas import KINDS, TRADES, Kind
+from k2.schemas import COLUMNS, KINDS, TRADES, Kind
 from k2.settings import Settings
 
-__all__ = ["COLUMNS", "SYMBOLS", "Engine", "check_bounds"]
+__all__ = ["SYMBOLS", "Engine", "check_bounds"]
 
 NS_MIN, NS_MAX = -(2**63), 2**63 - 1
-
-#: What `records` gives unless columns are named: all but the copies of ts_event and of the source.
-COLUMNS = {
-    kind: tuple(
-        name
-        for name in kind.table.names
-        if name not in ("event_time", "kafka_cluster", "ingest_time")
-    )
-    for kind in KINDS
-}
 
 SYMBOLS = pa.schema(
     [
