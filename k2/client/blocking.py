@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import time
 from collections.abc import Generator, Iterator
@@ -15,7 +16,7 @@ from k2.client.ask import Ask
 from k2.client.course import Course
 from k2.client.errors import ClientError, CutOff
 from k2.client.pages import Give, Head, Open, Page, Pages, Pause, Read, Steps, value
-from k2.client.resources import CONNECT_TIMEOUT_S, Resources, place, unreachable
+from k2.client.resources import CONNECT_TIMEOUT_S, Resources, closed, place, unreachable
 
 __all__ = ["Client"]
 
@@ -48,12 +49,15 @@ class Client(Resources[Rows, dict[str, Any], Replay]):
         """
         self.base, self.headers = place(url, key)
         self.connect_timeout_s = connect_timeout_s
+        self.closed = False
         self.pool = urllib3.PoolManager(maxsize=_KEPT, retries=False)
         self._wires: WeakSet[_Wire] = WeakSet()
 
     def close(self) -> None:
-        """Close every connection, also of answers that are being read."""
+        """Close every connection, also of answers that are being read, by other threads too."""
+        self.closed = True
         for wire in list(self._wires):
+            wire.wake()
             wire.close()
         self.pool.clear()
 
@@ -130,6 +134,8 @@ class _Wire:
     def _open(self, ask: Ask) -> Head:
         self.close()
         client = self._client
+        if client.closed:
+            raise closed(client.base)
         try:
             self._answer = answer = client.pool.request(
                 ask.method,
@@ -149,8 +155,14 @@ class _Wire:
     def _read(self) -> bytes:
         try:
             return next(self._body, b"")
-        except _LOST as exc:
+        except (*_LOST, ValueError) as exc:  # or it was closed meanwhile, by another thread
             raise CutOff(f"{self._client.base}: {exc}") from exc
+
+    def wake(self) -> None:
+        """Let a thread that waits for bytes go on: there are none."""
+        if (answer := self._answer) is not None:
+            with contextlib.suppress(ValueError, RuntimeError, OSError):  # all was read, or it has left
+                answer.shutdown()
 
     def close(self) -> None:
         answer, self._answer = self._answer, None

@@ -13,13 +13,13 @@ from typing import Any, Generic, Literal, TypeVar
 
 from k2.client.ask import ARROW, JSON, Ask, Names, Time, get, post
 from k2.client.course import ATTEMPTS, Course
-from k2.client.errors import Unreachable
+from k2.client.errors import ClientError, Unreachable
 from k2.client.pages import Pages
 from k2.errors import BadQuery
 from k2.keys import authorization
 from k2.settings import load
 
-__all__ = ["CONNECT_TIMEOUT_S", "Resources", "place", "unreachable"]
+__all__ = ["CONNECT_TIMEOUT_S", "Resources", "closed", "place", "unreachable"]
 
 R = TypeVar("R")
 V = TypeVar("V")
@@ -47,6 +47,10 @@ def place(url: str | None, key: str | None) -> tuple[str, dict[str, str]]:
 
 def unreachable(base: str, exc: Exception) -> Unreachable:
     return Unreachable(f"{base}: {exc or type(exc).__name__}: is a worker running there?")
+
+
+def closed(base: str) -> ClientError:
+    return ClientError(f"{base}: the client was closed")
 
 
 class Resources(ABC, Generic[R, V, P]):

@@ -15,7 +15,7 @@ from k2.client.ask import Ask
 from k2.client.course import Course
 from k2.client.errors import ClientError, CutOff
 from k2.client.pages import Give, Head, Open, Page, Pages, Pause, Read, Steps, value
-from k2.client.resources import CONNECT_TIMEOUT_S, Resources, place, unreachable
+from k2.client.resources import CONNECT_TIMEOUT_S, Resources, closed, place, unreachable
 
 __all__ = ["AsyncClient"]
 
@@ -46,11 +46,13 @@ class AsyncClient(Resources[Awaitable[AsyncRows], Awaitable[dict[str, Any]], Asy
         """
         self.base, self._headers = place(url, key)
         self.connect_timeout_s = connect_timeout_s
+        self.closed = False
         self._made: aiohttp.ClientSession | None = None
         self._wires: WeakSet[_Wire] = WeakSet()
 
     async def close(self) -> None:
         """Close every connection, also of answers that are being read."""
+        self.closed = True
         for wire in list(self._wires):
             wire.close()
         if self._made is not None:
@@ -65,7 +67,7 @@ class AsyncClient(Resources[Awaitable[AsyncRows], Awaitable[dict[str, Any]], Asy
     @property
     def session(self) -> aiohttp.ClientSession:
         """Made with the first request, on its event loop."""
-        if self._made is None or self._made.closed:
+        if self._made is None:
             self._made = aiohttp.ClientSession(
                 headers=self._headers,
                 connector=aiohttp.TCPConnector(limit=0),
@@ -139,6 +141,8 @@ class _Wire:
     async def _open(self, ask: Ask) -> Head:
         self.close()
         client = self._client
+        if client.closed:
+            raise closed(client.base)
         limit = aiohttp.ClientTimeout(
             total=None, sock_connect=client.connect_timeout_s, sock_read=ask.silent_s
         )

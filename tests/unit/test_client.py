@@ -341,16 +341,20 @@ def test_what_is_left_is_closed(place: Place) -> None:
     client.close()
     with pytest.raises(CutOff):
         rows.arrow()
-    with client.trades() as rows:
-        next(iter(rows))
-    assert list(rows) == []
-    client.close()
+    with pytest.raises(ClientError, match="was closed"):
+        client.trades()
+    with Client(place.url) as other:
+        with other.trades() as rows:
+            next(iter(rows))
+        assert list(rows) == []
 
     async def leave(other: AsyncClient) -> None:
         rows = await other.trades()
         await other.close()
         with pytest.raises(CutOff):
             await rows.arrow()
+        with pytest.raises(ClientError, match="was closed"):
+            await other.trades()
 
     awaited(place.url, leave)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -344,6 +346,23 @@ def interrupted(take: Take, url: str, seen: list[Any], leave: Callable[[], None]
                     leave()
 
     asyncio.run(run())
+
+
+def test_a_client_that_is_closed_ends_the_replays_that_other_threads_read(url: str) -> None:
+    client = Client(url)
+    replay = client.replay(speed=1e-9)
+    with ThreadPoolExecutor(1) as pool:
+        begun = threading.Event()
+
+        def read() -> None:
+            for _ in replay:
+                begun.set()
+
+        reading = pool.submit(read)
+        assert begun.wait(10)
+        client.close()
+        with pytest.raises(ReplayBroken, match="was closed"):
+            reading.result(2)  # before anything more would come
 
 
 @both
