@@ -159,9 +159,9 @@ class _Wire:
             raise CutOff(f"{self._client.base}: {exc}") from exc
 
     def wake(self) -> None:
-        """Let a thread that waits for bytes go on: there are none."""
+        """Let a thread that waits for bytes go on; there may be none, or no connection any more."""
         if (answer := self._answer) is not None:
-            with contextlib.suppress(ValueError, RuntimeError, OSError):  # all was read, or it has left
+            with contextlib.suppress(ValueError, RuntimeError, OSError):
                 answer.shutdown()
 
     def close(self) -> None:

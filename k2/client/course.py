@@ -2,7 +2,8 @@
 
 No I/O, see `pages`. A cursor is behind one record: all that was taken up is given before anything
 else is read, so going on with the last one misses nothing and repeats nothing. The one exception is
-made good here: a finding of the live part has the cursor of the record before it.
+made good here: a live finding has the cursor of the record before it in its partition, and comes
+again as long as nothing else has come of that partition.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,6 +36,10 @@ PAUSE_S, PAUSE_MAX_S = 0.1, 10.0
 ATTEMPTS = 10
 _DATA = ("trade", "quote", "gap")
 _GAP = "gap"
+_SOURCE = ("kafka_topic", "kafka_partition")
+_Source = tuple[Any, ...]
+#: Of a finding: its id and revision.
+_Id = tuple[str, int]
 
 
 class Course:
@@ -50,7 +56,7 @@ class Course:
         self._cursor = ask.query.get("cursor")
         self._whole: Digest | None = None  # of all connections
         self._since: Digest | None = None  # of this one
-        self._findings: set[tuple[str, int]] = set()  # those given behind the last cursor
+        self._findings: dict[_Source, set[_Id]] = {}  # given behind the source's last record
         self._heard = False
         self.connections = 0
         self.completed: Completed | None = None
@@ -102,7 +108,7 @@ class Course:
         yield from opened(self._ask.but(cursor=self._cursor))
         self.connections += 1
         self._count_anew()
-        rows, known = Batches(), frozenset(self._findings)
+        rows, known = Batches(), frozenset().union(*self._findings.values())
         while data := (yield Read()):
             for batch in rows.feed(data):
                 said = _said(batch)
@@ -130,9 +136,23 @@ class Course:
             rows = pa.Table.from_batches([batch])
             for digest in {self._since, self._whole or self._since}:
                 digest.add(rows)
-        last = list(_last_findings(batch))
-        self._findings = set(last) | (self._findings if len(last) == batch.num_rows else set())
         self._cursor = batch["cursor"][-1].as_py()
+        gaps = pc.equal(batch["type"], _GAP)
+        if self._findings or pc.any(gaps).as_py():
+            self._remember(batch, gaps)
+
+    def _remember(self, batch: pa.RecordBatch, gaps: pa.BooleanArray) -> None:
+        """Of each source the findings behind its last record: they would come again."""
+        columns = {name: batch[name] for name in _SOURCE}
+        rows = pa.table({**columns, "at": np.arange(batch.num_rows)}).filter(pc.invert(gaps))
+        ends = rows.group_by(list(_SOURCE)).aggregate([("at", "max")]).to_pylist()
+        last = {tuple(row[name] for name in _SOURCE): row["at_max"] for row in ends}
+        for source in last:
+            self._findings.pop(source, None)
+        for at in pc.indices_nonzero(gaps).to_pylist():
+            source = tuple(batch[name][at].as_py() for name in _SOURCE)
+            if at > last.get(source, -1):
+                self._findings.setdefault(source, set()).add(_id(batch["detail"][at].as_py()))
 
     def _hear(self, kind: str, detail: dict[str, Any], cursor: str) -> bool:
         """Take what K2 itself says; whether it was the last."""
@@ -140,9 +160,7 @@ class Course:
             raise ReplayBroken(f"{self._ask.path}: {detail['detail']}", cursor, detail["retriable"])
         if kind != "replay_started":
             self._heard = True
-        if cursor != self._cursor:
-            self._findings.clear()
-            self._cursor = cursor
+        self._cursor = cursor
         if kind != "replay_completed":
             return False
         done = Completed.read(detail, cursor)
@@ -193,15 +211,7 @@ def _said(batch: pa.RecordBatch) -> tuple[str, dict[str, Any]] | None:
     return kind, orjson.loads(batch["detail"][0].as_py())
 
 
-def _last_findings(batch: pa.RecordBatch) -> Iterator[tuple[str, int]]:
-    """The findings that stand behind all other records."""
-    for at in range(batch.num_rows - 1, -1, -1):
-        if batch["type"][at].as_py() != _GAP:
-            return
-        yield _id(batch["detail"][at].as_py())
-
-
-def _without(batch: pa.RecordBatch, known: frozenset[tuple[str, int]]) -> pa.RecordBatch:
+def _without(batch: pa.RecordBatch, known: frozenset[_Id]) -> pa.RecordBatch:
     """Without the findings that are known."""
     if not known:
         return batch
@@ -211,6 +221,6 @@ def _without(batch: pa.RecordBatch, known: frozenset[tuple[str, int]]) -> pa.Rec
     return batch.filter(pa.array(kept))
 
 
-def _id(detail: str) -> tuple[str, int]:
+def _id(detail: str) -> _Id:
     finding = orjson.loads(detail)
     return finding["gap_id"], finding["revision"]

@@ -278,38 +278,46 @@ def followed(take: Take, url: str, enough: Callable[[int], bool]) -> tuple[list[
 
 
 def test_a_finding_that_comes_again_is_given_once() -> None:
-    """In what is live it has the cursor of the record before it, so a reconnect repeats it."""
+    """A live one has the cursor of the record before it in its partition, so a reconnect repeats
+    it, also if records of other partitions came in between."""
     arrow = form("arrow", KINDS)
 
-    def rows(*named: tuple[str, int]) -> bytes:
+    def rows(*named: tuple[str, int, int]) -> bytes:
+        """Records, or revisions of findings, of partitions."""
         found = [
             {
                 "type": "gap" if revision else "trade", "cursor": f"c{name}", "ts_event": 1,
-                "kafka_offset": None if revision else 1, "gap_id": name, "revision": revision,
+                "kafka_topic": "t", "kafka_partition": partition, "gap_id": name,
+                "revision": revision,
             }
-            for name, revision in named
+            for name, revision, partition in named
         ]  # fmt: skip
         fields = ("kind", "status", "severity", "missing_first", "missing_last", "count",
                   "remaining_count", "from_ts", "from_offset", "to_ts", "to_offset")  # fmt: skip
         return arrow.rows(pa.Table.from_pylist([{**dict.fromkeys(fields, 1), **r} for r in found]))
 
-    started = arrow.begin() + arrow.say({"type": "replay_started", "cursor": "cb", "since": None})
-    head = Head(200, "OK", {"content-type": ARROW})
     steps = Course(get("/v1/replay"), follow=True, verify=False, attempts=1).steps()
+
+    def connected(cursor: str | None, *named: tuple[str, int, int]) -> list[str]:
+        """What a connection gives that brings this and is lost."""
+        started = {"type": "replay_started", "cursor": cursor or "c0", "since": None}
+        assert isinstance(steps.send(Head(200, "OK", {"content-type": ARROW})), Read)
+        given = steps.send(arrow.begin() + arrow.say(started) + rows(*named))
+        assert isinstance(given, Give)
+        assert isinstance(next(steps), Read)
+        assert isinstance(steps.throw(CutOff("lost")), Pause)
+        asked = steps.send(None)
+        assert isinstance(asked, Open)
+        assert asked.ask.query["cursor"] == f"c{named[-1][0]}"
+        found: list[str] = given.item["cursor"].to_pylist()
+        return found
+
     assert isinstance(next(steps), Open)
-    assert isinstance(steps.send(head), Read)
-    given = steps.send(started + rows(("a", 0), ("b", 1)))
-    assert isinstance(given, Give)
-    assert given.item["cursor"].to_pylist() == ["ca", "cb"]
-    assert isinstance(next(steps), Read)
-    assert isinstance(steps.throw(CutOff("lost")), Pause)
-    asked = steps.send(None)
-    assert isinstance(asked, Open)
-    assert asked.ask.query["cursor"] == "cb"
-    assert isinstance(steps.send(head), Read)
-    given = steps.send(started + rows(("b", 1), ("b", 2), ("d", 0)))
-    assert isinstance(given, Give)
-    assert given.item["cursor"].to_pylist() == ["cb", "cd"]
+    assert connected(None, ("g", 1, 0), ("a", 0, 0), ("b", 1, 0)) == ["cg", "ca", "cb"]
+    assert connected("cb", ("x", 0, 1)) == ["cx"]
+    assert connected("cx", ("b", 1, 0), ("b", 2, 0), ("y", 0, 1)) == ["cb", "cy"]
+    assert connected("cy", ("b", 1, 0), ("b", 2, 0), ("d", 0, 0)) == ["cd"]
+    assert connected("cd", ("b", 1, 0), ("e", 0, 0)) == ["cb", "ce"]  # nothing to expect it by
     steps.close()
 
 
