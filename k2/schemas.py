@@ -11,6 +11,7 @@ import pyarrow as pa
 from k2.records import Instrument, Quote, Side, Trade
 
 __all__ = [
+    "COLUMNS",
     "GAPS",
     "GAP_KINDS",
     "GAP_STATUSES",
@@ -126,6 +127,16 @@ def _kind(name: str, record: type[Trade | Quote]) -> Kind:
 TRADES = _kind("trades", Trade)
 QUOTES = _kind("quotes", Quote)
 KINDS = (TRADES, QUOTES)
+
+#: What answers have unless columns are named: all but the copies of ts_event and of the source.
+COLUMNS = {
+    kind: tuple(
+        name
+        for name in kind.table.names
+        if name not in ("event_time", "kafka_cluster", "ingest_time")
+    )
+    for kind in KINDS
+}
 
 #: Reference data is no kind: it is not counted by sequences, and only the newest value of a key is.
 INSTRUMENT_AVRO, INSTRUMENTS = _derived(Instrument)

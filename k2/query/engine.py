@@ -39,20 +39,10 @@ from k2.query.sessions import Sessions
 from k2.query.snapshots import AsOf
 from k2.query.span import Span
 from k2.query.times import check_bounds
-from k2.schemas import KINDS, QUOTES, TRADES, Kind
+from k2.schemas import COLUMNS, QUOTES, TRADES, Kind
 from k2.settings import Settings
 
-__all__ = ["COLUMNS", "SYMBOLS", "TABLES", "Engine"]
-
-#: What `records` gives unless columns are named: all but the copies of ts_event and of the source.
-COLUMNS = {
-    kind: tuple(
-        name
-        for name in kind.table.names
-        if name not in ("event_time", "kafka_cluster", "ingest_time")
-    )
-    for kind in KINDS
-}
+__all__ = ["SYMBOLS", "TABLES", "Engine"]
 
 SYMBOLS = pa.schema(
     [

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from k2.query.engine import COLUMNS
 from k2.replay.records import FINDING, TYPES
+from k2.schemas import COLUMNS
 
 __all__ = ["Digest"]
 

@@ -22,14 +22,13 @@ from pyiceberg.table import Table
 
 from k2.errors import CatalogUnavailable, QueryTooLarge
 from k2.lake.offsets import Source
-from k2.query.engine import COLUMNS
 from k2.query.fresh import Fresh
 from k2.query.rows import Stop
 from k2.query.span import Span
 from k2.replay.archive import Archive, Selection, next_offsets, readable, view
 from k2.replay.cursor import START, Cursor, Pin, cursors
 from k2.replay.records import FINDING, FOUND, TYPES
-from k2.schemas import GAPS, KINDS, Kind
+from k2.schemas import COLUMNS, GAPS, KINDS, Kind
 
 __all__ = ["Gather", "Live"]
 

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from k2.query.engine import COLUMNS
-from k2.schemas import KINDS, Kind
+from k2.schemas import COLUMNS, KINDS, Kind
 
 __all__ = ["FIELDS", "FINDING", "FOUND", "TYPES", "finding_columns", "record_columns", "schema"]
 

@@ -15,7 +15,7 @@ LAYERS = {
     "transport": 2, "codec": 2, "registry": 2, "sequence": 2, "calendars": 2,
     "buffer": 2, "live": 2, "silence": 2,
     "lake": 3,
-    "query": 4, "replay": 4, "sandbox": 4,
+    "query": 4, "replay": 4, "sandbox": 4, "client": 4,
     "app": 5, "topics": 5, "logs": 5, "holes": 5, "changelog": 5,
     "tables": 6,
     "agents": 7,
