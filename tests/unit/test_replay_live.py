@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class Listener:
         self.cursor = ""
         self.most = most
         self.leave = False
+        self.more = asyncio.Event()
 
     async def rows(self, rows: pa.Table) -> None:
         for row in rows.to_pylist():
@@ -42,6 +44,7 @@ class Listener:
                 raise Gone
             self.rows_.append(row)
             self.cursor = row["cursor"]
+        self.more.set()
 
     async def say(self, what: dict[str, Any]) -> None:
         if self.leave:
@@ -102,7 +105,13 @@ async def test_every_record_comes_once_and_in_order_whenever_commits_happen(
         cursor = listener.cursor or cursor
     owner.refusals.clear()
     listener = Listener(10_000)
-    ending = asyncio.create_task(_left(listener))
+    missing = Counter(
+        offset
+        for log in owner.logs.values()
+        for offset, (_, symbol) in enumerate(log)
+        if which.symbols is None or symbol == "A"
+    ) - Counter(row["kafka_offset"] for row in seen)
+    ending = asyncio.create_task(_left(listener, list(missing.elements())))
     await followed(archive, owner, cursor, listener, which)
     await ending
     seen += listener.rows_
@@ -119,13 +128,18 @@ async def test_every_record_comes_once_and_in_order_whenever_commits_happen(
     archive.close()
 
 
-async def _left(listener: Listener) -> None:
-    """Leave once nothing more comes."""
-    count = -1
-    while count != len(listener.rows_) or not listener.said:
-        count = len(listener.rows_)
-        await asyncio.sleep(0.3)
+async def _left(listener: Listener, names: Sequence[Any]) -> None:
+    """Leave once these came, offsets or findings, and nothing comes twice."""
+    async with asyncio.timeout(30):
+        while Counter(names) - Counter(_names(listener)):
+            listener.more.clear()
+            await listener.more.wait()
+    await asyncio.sleep(0.3)
     listener.leave = True
+
+
+def _names(listener: Listener) -> list[Any]:
+    return [row.get("gap_id") or row["kafka_offset"] for row in listener.rows_]
 
 
 async def test_completed_stands_between_history_and_what_is_live(tmp_path: Path) -> None:
@@ -135,7 +149,7 @@ async def test_completed_stands_between_history_and_what_is_live(tmp_path: Path)
     owner.logs[first] = [(5, "A"), (4, "A"), (3, "A")]
     lake.commit(TRADES, {first: owner.logs[first][:2]})
     listener = Listener(100)
-    ending = asyncio.create_task(_left(listener))
+    ending = asyncio.create_task(_left(listener, [1, 0, 2]))
     await followed(archive, owner, None, listener, Selection())
     await ending
     assert [row["kafka_offset"] for row in listener.rows_] == [1, 0, 2]
@@ -144,7 +158,7 @@ async def test_completed_stands_between_history_and_what_is_live(tmp_path: Path)
     done = next(what for what in listener.said if what["type"] == "replay_completed")
     assert (done["trades"], done["quotes"]) == (2, 0)
     again = Listener(100)
-    ending = asyncio.create_task(_left(again))
+    ending = asyncio.create_task(_left(again, [2]))
     await followed(archive, owner, done["cursor"], again, Selection())
     await ending
     assert [row["kafka_offset"] for row in again.rows_] == [2]
@@ -168,18 +182,18 @@ async def test_findings_come_before_the_record_that_caused_them(tmp_path: Path) 
         finding(first, "behind", 6),
     ]
     listener = Listener(100)
-    ending = asyncio.create_task(_left(listener))
+    ending = asyncio.create_task(_left(listener, [*range(6), "g", "h"]))
     await followed(archive, owner, start, listener, Selection(symbols=["A"]))
     await ending
-    names = [row.get("gap_id") or row["kafka_offset"] for row in listener.rows_]
+    names = _names(listener)
     assert names == [0, 1, "g", 2, 3, 4, "h", 5]
     for at, row in enumerate(listener.rows_):
         again = Listener(100)
-        ending = asyncio.create_task(_left(again))
+        behind = names[at:] if isinstance(names[at], str) else names[at + 1 :]
+        ending = asyncio.create_task(_left(again, behind))
         await followed(archive, owner, row["cursor"], again, Selection(symbols=["A"]))
         await ending
-        rest = [row.get("gap_id") or row["kafka_offset"] for row in again.rows_]
-        behind = names[at:] if isinstance(names[at], str) else names[at + 1 :]
+        rest = _names(again)
         assert [name for name in rest if not isinstance(name, str)] == [
             name for name in behind if not isinstance(name, str)
         ]
@@ -196,7 +210,7 @@ async def test_what_was_never_committed_can_be_gone_on_from(tmp_path: Path) -> N
     listener = Listener(3)
     await followed(archive, owner, None, listener, Selection())
     again = Listener(100)
-    ending = asyncio.create_task(_left(again))
+    ending = asyncio.create_task(_left(again, [3, 4, 5]))
     await followed(archive, owner, listener.cursor, again, Selection())
     await ending
     offsets = [row["kafka_offset"] for row in listener.rows_ + again.rows_]
@@ -210,7 +224,7 @@ async def test_waiting_is_said_once_and_the_replay_goes_on(tmp_path: Path) -> No
     owner.logs[SOURCES[TRADES][0]] = [(0, "A")]
     owner.refusals = [PeerUnavailable("rebalancing") for _ in range(8)]
     listener = Listener(100)
-    ending = asyncio.create_task(_left(listener))
+    ending = asyncio.create_task(_left(listener, [0]))
     await followed(archive, owner, None, listener, Selection())
     await ending
     waits = [what["detail"] for what in listener.said if what["type"] == "waiting"]
@@ -227,10 +241,10 @@ async def test_seek_in_what_is_live_is_a_history_again(tmp_path: Path) -> None:
     listener = Listener(100)
 
     async def order() -> None:
-        await _left(listener)
+        await _left(listener, range(4))
         listener.leave = False
         play.control.take('{"op":"seek","to":0}')
-        await _left(listener)
+        await _left(listener, [*range(4)] * 2)
 
     ending = asyncio.create_task(order())
     await play.prepare()
