@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 from aiohttp import web
@@ -161,7 +162,9 @@ def routes(engine: Engine, *, ready: Ready, gather: Gather = _committed_only) ->
     async def status(request: web.Request, _: Parameters) -> web.StreamResponse:
         return json_answer(request, await in_thread(engine.status))
 
-    def read(path: str, view: View, title: str, answer: Answer, *takes: Any, says: str) -> Route:
+    def read(
+        path: str, view: View, title: str, answer: Answer, *takes: Parameter[Any], says: str
+    ) -> Route:
         return Route("GET", path, view, "Ask", title, answer, says, takes, raises=(*READS, 406))
 
     trades = in_rows(_record(TRADES, asof.QUOTED), shapes.COVERED, _KNOWN)

@@ -25,28 +25,41 @@ from k2.web.problems import TYPES, type_of
 from k2.web.routes import Route, in_json
 from k2.web.shapes import record
 
-#: A worker's whole application: it is made once in a process.
-APPLICATION = """
-import json
-from k2.web.page import POLICY, page
-from k2.web.openapi import document
-from k2.web.routes import Route
-from k2.web.site import app, public, settings, site
-from k2.web import docs
+#: A worker's whole application, by its role: it is made once in a process.
+SITES = {
+    "all": """
+from k2.web.site import app, site
 app.web.init_server()
-routes = [(r.method, r.resource.canonical) for r in site.router.routes() if r.resource]
-found = document([*public, *docs.routes(public, settings)], settings)
-print(json.dumps([routes, found, page(found, settings.url), POLICY]))
+""",
+    "query": """
+from k2.settings import load
+from k2.web.query import site_of
+async def made():
+    return site_of(load())
+site = asyncio.run(made())
+""",
+}
+ASKED = """
+routes = {(r.method, r.resource.canonical): r.handler for r in site.router.routes() if r.resource}
+async def ask(path):
+    return await routes["GET", path](make_mocked_request("GET", path))
+told, shown = (asyncio.run(ask(path)) for path in ("/openapi.json", "/docs"))
+policy = shown.headers["Content-Security-Policy"]
+print(json.dumps([list(routes), json.loads(told.body), shown.text, policy]))
 """
 
 
-@pytest.fixture(scope="module")
-def application(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
+@pytest.fixture(scope="module", params=list(SITES))
+def application(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Any, ...]:
     """Its routes, its document, its page and the policy of that."""
+    script = "import asyncio, json\nfrom aiohttp.test_utils import make_mocked_request\n"
+    script += SITES[request.param] + ASKED
     environment = {name: value for name, value in os.environ.items() if name[:3] != "K2_"}
-    environment["K2_DATA"] = str(tmp_path_factory.mktemp("data"))
+    environment |= {"K2_DATA": str(tmp_path_factory.mktemp("data")), "K2_ROLE": request.param}
     done = subprocess.run(
-        [sys.executable, "-c", APPLICATION], env=environment, capture_output=True, check=False
+        [sys.executable, "-c", script], env=environment, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr.decode()
     return tuple(json.loads(done.stdout.splitlines()[-1]))
