@@ -1,16 +1,13 @@
-"""How the views answer: streams of rows, JSON, and problems.
+"""How the views answer: streams of rows, and JSON. Errors are of `k2.web.problems`.
 
 Queries run in threads and answers stream batch by batch: the event loop stays free and memory
-bounded. Every error is problem+json (RFC 9457); every answer carries X-Request-Id.
+bounded.
 """
 
 from __future__ import annotations
 
 import asyncio
-import http
 import logging
-import re
-import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -18,20 +15,18 @@ from typing import Any, TypeVar
 import orjson
 from aiohttp import web
 
-from k2.errors import K2Error
 from k2.query.formats import Encoder
 from k2.query.rows import Rows, Stop
 from k2.web.codings import CODINGS, Packer, coding_of
 from k2.web.formats import MEDIA_TYPES, choose
 from k2.web.params import Parameters
+from k2.web.problems import headers_of, middlewares
 
 __all__ = ["Handler", "form_of", "headers_of", "in_thread", "json_answer", "middlewares", "stream"]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _LOG = logging.getLogger(__name__)
-_REQUEST_ID = "X-Request-Id"
-_REQUEST_ID_FORM = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LOOK_EVERY_S = 0.1
 _STOP_EVERY_S = 0.02
 _T = TypeVar("_T")
@@ -39,72 +34,8 @@ _T = TypeVar("_T")
 _THREADS = ThreadPoolExecutor(8, thread_name_prefix="k2-query")
 
 
-def middlewares() -> list[Any]:
-    """Request ids and errors as problem+json, in the order aiohttp wants."""
-    return [_problems]
-
-
-@web.middleware
-async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        response = await handler(request)
-    except web.HTTPException as exc:
-        if exc.status < 400:
-            raise
-        headers = {k: v for k, v in exc.headers.items() if k.lower() == "allow"}
-        return _problem(request, exc.status, "http", exc.reason, headers=headers)
-    except K2Error as exc:
-        if exc.status >= 500:
-            # What passes by itself needs no trace.
-            trace = None if exc.retriable else exc
-            _LOG.error("%s %s: %s", request.method, request.path, exc, exc_info=trace)
-        kind = re.sub(r"(?<!^)(?=[A-Z])", "-", type(exc).__name__).lower()
-        return _problem(request, exc.status, kind, str(exc), exc.members, exc.headers)
-    except ConnectionError:
-        # Nobody is there to read it; raised on, aiohttp would log every client that leaves.
-        return web.Response(status=500)
-    except Exception:
-        problem = _problem(request, 500, "internal", "unexpected; the log has it by the request id")
-        _LOG.exception("%s %s (%s)", request.method, request.path, problem.headers[_REQUEST_ID])
-        return problem
-    if not response.prepared and _REQUEST_ID not in response.headers:
-        response.headers.update(headers_of(request))
-    return response
-
-
 class _AbortedError(ConnectionResetError):
     """An answer that had begun failed; its connection is cut so that nobody takes it for whole."""
-
-
-def _problem(
-    request: web.Request,
-    status: int,
-    kind: str,
-    detail: str,
-    more: dict[str, Any] | None = None,
-    headers: dict[str, str] | None = None,
-) -> web.Response:
-    body: dict[str, Any] = {
-        "type": f"urn:k2:error:{kind}",
-        "title": http.HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        **(more or {}),
-    }
-    return web.Response(
-        status=status,
-        body=orjson.dumps(body),
-        content_type="application/problem+json",
-        headers={**(headers or {}), **headers_of(request)},
-    )
-
-
-def headers_of(request: web.Request) -> dict[str, str]:
-    """The client's own request id if it is harmless, else a new one; stable for a request."""
-    known = request.headers.get(_REQUEST_ID, "")
-    if _REQUEST_ID_FORM.fullmatch(known):
-        return {_REQUEST_ID: known}
-    return {_REQUEST_ID: uuid.uuid4().hex}
 
 
 def json_answer(request: web.Request, value: Any, status: int = 200) -> web.Response:

@@ -13,6 +13,8 @@ from k2.web.answers import middlewares
 from k2.web.cors import Cors
 from k2.web.keys import Guard
 from k2.web.limits import Limits
+from k2.web.problems import answer_no_http
+from k2.web.problems import on_prepare as as_problem
 from k2.web.slow import Slow
 
 __all__ = ["protect"]
@@ -32,7 +34,8 @@ def protect(site: web.Application, settings: Settings) -> None:
     # In this order: browsers ask without a key, and nobody's body is read who has none.
     inward = (cors.middleware(), guard.middleware(), slow.middleware())
     site.middlewares.extend([*middlewares(), *inward])
-    site.on_response_prepare.extend([cors.on_prepare, slow.on_prepare])
+    site.on_response_prepare.extend([as_problem, cors.on_prepare, slow.on_prepare])
+    answer_no_http()
 
     async def watched(site: web.Application) -> AsyncIterator[None]:
         task = asyncio.create_task(_forever(guard.look, slow.look))

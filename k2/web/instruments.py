@@ -6,6 +6,7 @@ Every worker of the group has all of them; a query worker asks one that does.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Protocol
 
 import pyarrow as pa
@@ -16,15 +17,19 @@ from k2.query.formats import Encoder
 from k2.query.rows import Rows, Stop
 from k2.schemas import INSTRUMENTS
 from k2.web.answers import form_of, headers_of, in_thread, stream
+from k2.web.choice import EXCHANGE, FORMAT, LIMIT, OF_EXCHANGE, OF_SYMBOL, SYMBOL
 from k2.web.params import Parameters
 from k2.web.peers import question
 from k2.web.remote import Remote
+from k2.web.routes import Route, in_json, in_rows
+from k2.web.shapes import record
 
 __all__ = ["Asked", "Own", "routes"]
 
 BATCH_ROWS = 4096
 _INTERNAL = "/internal/instruments"
 _MEDIA_TYPE = "application/vnd.apache.arrow.stream"
+_LIMIT = replace(LIMIT, most=None)  # the table is in memory, and is what it is
 
 
 class Table(Protocol):
@@ -122,15 +127,14 @@ def _decode(body: bytearray) -> pa.Table:
     return found
 
 
-def routes(source: Source) -> list[web.RouteDef]:
+def routes(source: Source) -> list[Route]:
     """The views over `source`."""
 
-    async def instruments(request: web.Request) -> web.StreamResponse:
-        query = Parameters(request.query, ("exchange", "symbol", "limit", "format"))
-        form, limit = form_of(request, query), query.whole("limit")
+    async def instruments(request: web.Request, query: Parameters) -> web.StreamResponse:
+        form, limit = form_of(request, query), query[_LIMIT]
         if limit == 0:
             raise BadQuery("limit", "0 is below 1")
-        found = await source.rows(query.text("exchange"), query.names("symbol"))
+        found = await source.rows(query[EXCHANGE], query[SYMBOL])
 
         def rows(stop: Stop) -> Rows:
             some = found.slice(0, limit)
@@ -139,8 +143,7 @@ def routes(source: Source) -> list[web.RouteDef]:
 
         return await stream(request, form, rows)
 
-    async def instrument(request: web.Request) -> web.StreamResponse:
-        Parameters(request.query, ())
+    async def instrument(request: web.Request, _: Parameters) -> web.StreamResponse:
         exchange, symbol = request.match_info["exchange"], request.match_info["symbol"]
         found = await source.one(exchange, symbol)
         if found is None:
@@ -149,7 +152,16 @@ def routes(source: Source) -> list[web.RouteDef]:
         body = Encoder("ndjson", Rows(INSTRUMENTS, iter(()), None)).rows(batch).rstrip()
         return web.Response(body=body, content_type="application/json", headers=headers_of(request))
 
+    shape = record("Instrument", INSTRUMENTS)
     return [
-        web.get("/v1/instruments", instruments, allow_head=False),
-        web.get("/v1/instruments/{exchange}/{symbol}", instrument, allow_head=False),
-    ]
+        Route(
+            "GET", "/v1/instruments", instruments, "Ask", "Instruments", in_rows(shape),
+            "Reference data as it is now; the first `limit`, by exchange and symbol.",
+            (EXCHANGE, SYMBOL, _LIMIT, FORMAT), raises=(BadQuery, PeerUnavailable, 406, 503),
+        ),
+        Route(
+            "GET", "/v1/instruments/{exchange}/{symbol}", instrument, "Ask", "One instrument",
+            in_json(shape), "Reference data of one symbol.",
+            within=(OF_EXCHANGE, OF_SYMBOL), raises=(BadQuery, PeerUnavailable, 404, 503),
+        ),
+    ]  # fmt: skip

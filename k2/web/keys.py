@@ -2,7 +2,7 @@
 
 | path | needs |
 |---|---|
-| /live, /ready | nothing |
+| /live, /ready, /openapi.json, /docs | nothing |
 | /metrics | read, or a client on this machine |
 | /v1/sql | sql |
 | /v1/* | read |
@@ -34,7 +34,7 @@ from k2.web.limits import Limits
 __all__ = ["Guard", "scope_of"]
 
 _LOG = logging.getLogger(__name__)
-OPEN = ("/live", "/ready")
+OPEN = ("/live", "/ready", "/openapi.json", "/docs")
 METRICS = "/metrics"
 INTERNAL = "/internal/"
 

@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from k2.errors import BadQuery
 from k2.query.pages import Cursor, digest
 from k2.query.snapshots import AsOf
 from k2.query.span import Span
-from k2.query.times import bounds_ns, date, range_ns, time_ns
+from k2.query.times import bounds_ns, date, interval_ns, range_ns, time_ns
 
-__all__ = ["Asked", "Parameters"]
+__all__ = [
+    "DATE",
+    "FLAG",
+    "GIVEN",
+    "INTERVAL",
+    "NAMES",
+    "RANGE",
+    "TEXT",
+    "TIME",
+    "WHOLE",
+    "Asked",
+    "Parameter",
+    "Parameters",
+    "Written",
+]
+
+_T = TypeVar("_T")
 
 
 class Asked(NamedTuple):
@@ -36,19 +53,33 @@ class Asked(NamedTuple):
 class Parameters:
     """The parameters of one request; unknown and repeated ones are refused at once."""
 
-    def __init__(self, query: Any, known: tuple[str, ...]) -> None:
-        """`query`: a (multi) mapping of str to str."""
+    def __init__(
+        self, query: Any, known: tuple[str, ...], defaults: Mapping[str, str] | None = None
+    ) -> None:
+        """`query`: a (multi) mapping of str to str; `known`: all that a view may read."""
         values: dict[str, str] = {}
         for name, value in query.items():
             if name not in known:
-                raise BadQuery(name, f"unknown parameter; known: {', '.join(known)}")
+                told = ", ".join(known) or "none"
+                raise BadQuery(name[:100], f"unknown parameter; known: {told}")
             if name in values:
                 raise BadQuery(name, "given twice")
             values[name] = value
         self._values: Mapping[str, str] = values
+        self._known, self._defaults = known, defaults or {}
+
+    def __getitem__(self, parameter: Parameter[_T]) -> _T:
+        """The value of a parameter, its default where it is not given.
+
+        Raises:
+            BadQuery: names the parameter.
+        """
+        return parameter.written.read(self, parameter.name)
 
     def text(self, name: str) -> str | None:
-        value = self._values.get(name)
+        if name not in self._known:
+            raise LookupError(f"{name} is read, but not declared")
+        value = self._values.get(name, self._defaults.get(name))
         if value is not None and not value.strip():
             raise BadQuery(name, "empty")
         return value
@@ -91,7 +122,7 @@ class Parameters:
         value = self.text("as_of")
         if value is None:
             return None
-        if self.flag("fresh"):
+        if "fresh" in self._known and self.flag("fresh"):
             raise BadQuery("as_of", "not together with fresh: these rows are in no snapshot")
         return AsOf.read(value)
 
@@ -113,6 +144,10 @@ class Parameters:
         chosen = self.text("exchange"), self.names("symbol"), start, end
         return Asked(*chosen, self.whole("limit"), self.as_of(), after, asked)
 
+    def interval(self, name: str) -> int:
+        """ns."""
+        return interval_ns(name, self.required(name))
+
     def flag(self, name: str) -> bool:
         """`true` or `false`; false where it is not given."""
         value = self.text(name) or "false"
@@ -127,3 +162,42 @@ class Parameters:
         if not re.fullmatch(r"[0-9]{1,18}", value):
             raise BadQuery(name, f"{value!r} is not a whole number")
         return int(value)
+
+
+class Written(NamedTuple, Generic[_T]):
+    """How a value is written: what reads it, and what the document says of it."""
+
+    read: Callable[[Parameters, str], _T]
+    schema: Mapping[str, Any]  # JSON Schema; formats that begin with `k2-` are `k2.query.times`
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parameter(Generic[_T]):
+    """A parameter as a route declares it: by it a request is read, and the document is made."""
+
+    name: str
+    written: Written[_T]
+    says: str
+    example: str | None = None
+    among: tuple[str, ...] = ()  # all the values that there are
+    default: str | None = None
+    most: str | None = None  # the setting that bounds it
+    required: bool = False
+    more: Mapping[str, Any] = field(default_factory=dict)  # of the JSON Schema
+
+
+TEXT = Written(Parameters.text, {"type": "string", "pattern": r"\S"})
+#: Text that is never missing, since it has a default or must be given.
+GIVEN = Written(Parameters.required, TEXT.schema)
+NAMES = Written(
+    Parameters.names,
+    {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": r"^[^,]*[^,\s][^,]*$"}},
+)
+TIME = Written(Parameters.time, {"type": "string", "format": "k2-time"})
+RANGE = Written(Parameters.text, {"type": "string", "format": "k2-range"})
+DATE = Written(Parameters.date, {"type": "string", "format": "date"})
+INTERVAL = Written(
+    Parameters.interval, {"type": "string", "pattern": "^[1-9][0-9]{0,8}(ms|s|m|h|d)$"}
+)
+FLAG = Written(Parameters.flag, {"type": "boolean"})
+WHOLE = Written(Parameters.whole, {"type": "integer", "minimum": 0})

@@ -10,23 +10,71 @@ from typing import Any
 import pyarrow as pa
 from aiohttp import WSMsgType, web
 
-from k2.errors import BadQuery, K2Error, PeerUnavailable, TooManyRequests
+from k2.errors import (
+    BadQuery,
+    CatalogUnavailable,
+    K2Error,
+    PeerUnavailable,
+    QueryTooLarge,
+    TooManyRequests,
+)
 from k2.replay.archive import Archive, Selection
 from k2.replay.control import speed_of
 from k2.replay.forms import MEDIA_TYPES, Form, form
 from k2.replay.live import Gather
+from k2.replay.pace import SPEED_MAX
 from k2.replay.play import THREADS, Play, Reader
 from k2.schemas import KINDS, Kind
 from k2.settings import Settings
 from k2.web.answers import headers_of
-from k2.web.params import Parameters
+from k2.web.choice import EXCHANGE, SYMBOL
+from k2.web.lines import event, line
+from k2.web.params import FLAG, NAMES, TEXT, TIME, Parameter, Parameters, Written
+from k2.web.routes import Answer, Route
 from k2.web.slow import PATIENCE_S
 
 __all__ = ["Replays"]
 
 _LOG = logging.getLogger(__name__)
 PATH = "/v1/replay"
-_KNOWN = ("symbol", "exchange", "kind", "start", "end", "speed", "cursor", "follow", "format")
+
+
+def _speed(query: Parameters, name: str) -> float:
+    return speed_of(query.required(name))
+
+
+KIND = Parameter(
+    "kind", NAMES, "Records of these kinds.", "trades,quotes", among=tuple(k.name for k in KINDS)
+)
+START = Parameter("start", TIME, "From this time on: ns, ISO 8601, `now`, or `-1h`.", "2014-03-10")
+END = Parameter("end", TIME, "Before this time; not together with `follow`.", "2014-03-11")
+SPEED = Parameter(
+    "speed", Written(_speed, {"type": "number", "minimum": 0, "maximum": SPEED_MAX}),
+    "So many times as fast as time; 0: as fast as it goes.", "10", default="0",
+)  # fmt: skip
+CURSOR = Parameter(
+    "cursor", TEXT, "Of a record: go on behind it. Other parameters are as they were."
+)
+FOLLOW = Parameter(
+    "follow", FLAG, "`true`: behind the history, go on with what is live, without end.", "true",
+    default="false",
+)  # fmt: skip
+FORMAT = Parameter(
+    "format", TEXT, "The format, else the header `Accept` chooses, else it is NDJSON.", "ndjson",
+    among=tuple(MEDIA_TYPES),
+)  # fmt: skip
+LAST_EVENT = Parameter(
+    "Last-Event-ID",
+    Written(Parameters.text, {"type": "string"}),
+    "A cursor, as a browser's EventSource sends it.",
+)
+_TAKEN = (SYMBOL, EXCHANGE, KIND, START, END, SPEED, CURSOR, FOLLOW, FORMAT)
+_RAISES = (BadQuery, TooManyRequests, PeerUnavailable, QueryTooLarge, CatalogUnavailable)
+_SAYS = (
+    "Trades and quotes together, by one clock over all symbols, with the gaps that lie among "
+    "them. It ends with `replay_completed`, or goes on with what is live. Over a WebSocket, with "
+    "the same parameters, it takes orders: `pause`, `resume`, `speed`, `seek`."
+)
 _BY_TYPE = {media: name for name, media in MEDIA_TYPES.items()}
 #: What is written at once, and the most that a message of a WebSocket has, but for a longer line.
 _WRITE_BYTES = 256 * 1024
@@ -44,23 +92,26 @@ class Replays:
         self._patience_s = settings.replay_reader_timeout_ms / 1000
         self._running: set[asyncio.Task[Any]] = set()
 
-    def routes(self) -> list[web.RouteDef]:
-        return [web.get(PATH, self._view, allow_head=False)]
+    def routes(self) -> list[Route]:
+        return [
+            Route(
+                "GET", PATH, self._view, "Replay", "Replay", _answer(), _SAYS,
+                _TAKEN, beside=(LAST_EVENT,), raises=_RAISES,
+            )
+        ]  # fmt: skip
 
     async def close(self, app: web.Application) -> None:
         """Cut all replays off as the server stops: one that follows would never end."""
         for task in self._running:
             task.cancel()
 
-    async def _view(self, request: web.Request) -> web.StreamResponse:
-        query = Parameters(request.query, _KNOWN)
+    async def _view(self, request: web.Request, query: Parameters) -> web.StreamResponse:
         socket = request.headers.get("Upgrade", "").lower() == "websocket"
         name = _form_of(request, query, socket)
         which = Selection(
-            _kinds(query), query.text("exchange"), query.names("symbol"), query.time("start"),
-            query.time("end"),
+            _kinds(query), query[EXCHANGE], query[SYMBOL], query[START], query[END]
         )  # fmt: skip
-        cursor = query.text("cursor") or request.headers.get("Last-Event-ID") or None
+        cursor = query[CURSOR] or request.headers.get(LAST_EVENT.name) or None
         if len(self._running) >= self._most:
             raise TooManyRequests(f"{self._most} replays are running (replays_max)", 1)
         task = asyncio.current_task()
@@ -68,10 +119,10 @@ class Replays:
         self._running.add(task)
         request[PATIENCE_S] = self._patience_s
         try:
-            follow = self._gather if query.flag("follow") else None
-            if follow is None and query.flag("follow"):
+            follow = self._gather if query[FOLLOW] else None
+            if follow is None and query[FOLLOW]:
                 raise PeerUnavailable("no workers to be asked: only committed rows")
-            play = Play(self._archive, which, speed_of(query.text("speed") or 0), cursor, follow)
+            play = Play(self._archive, which, query[SPEED], cursor, follow)
             await play.prepare()
             if socket:
                 return await _converse(request, play, form(name, which.kinds), name == "arrow")
@@ -80,8 +131,15 @@ class Replays:
             self._running.discard(task)
 
 
+def _answer() -> Answer:
+    """What the document says of a line of NDJSON, and of the others."""
+    shapes = {"ndjson": line(), "sse": event()}
+    content = {media: shapes.get(name) for name, media in MEDIA_TYPES.items()}
+    return Answer(content, "Records, one a line.", upgrade="It goes on as a WebSocket.")
+
+
 def _kinds(query: Parameters) -> tuple[Kind, ...]:
-    named = query.names("kind")
+    named = query[KIND]
     known = {kind.name: kind for kind in KINDS}
     if unknown := [name for name in named or () if name not in known]:
         raise BadQuery("kind", f"{', '.join(unknown)}: not one of {', '.join(known)}")
@@ -89,7 +147,7 @@ def _kinds(query: Parameters) -> tuple[Kind, ...]:
 
 
 def _form_of(request: web.Request, query: Parameters, socket: bool) -> str:
-    wanted = query.text("format")
+    wanted = query[FORMAT]
     if wanted is None:
         accepted = re.findall(r"[\w.+*-]+/[\w.+*-]+", request.headers.get("Accept", "").lower())
         wanted = next((_BY_TYPE[media] for media in accepted if media in _BY_TYPE), "ndjson")

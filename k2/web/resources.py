@@ -11,10 +11,11 @@ from k2.query.engine import Engine
 from k2.replay.archive import Archive
 from k2.sandbox.pool import Pool
 from k2.settings import Settings
-from k2.web import sql
+from k2.web import docs, sql
 from k2.web.health import Ready
 from k2.web.internal import Buffers
 from k2.web.replay import Replays
+from k2.web.routes import Route
 from k2.web.views import routes
 
 __all__ = ["add"]
@@ -25,18 +26,18 @@ def add(
     settings: Settings,
     ready: Ready,
     buffers: Buffers,
-    others: Iterable[list[web.RouteDef]],
+    others: Iterable[list[Route]],
 ) -> None:
-    """Add what the tables answer, replays and SQL among it, and `others`."""
+    """Add what the tables answer, replays and SQL among it, `others`, and what says all that."""
     replays = Replays(Archive(open_catalog(settings), settings), settings, buffers.gather)
     statements = Pool(open_catalog(settings), settings)
     engine = Engine(open_catalog(settings), settings)
-    for each in (
-        routes(engine, ready=ready, gather=buffers.gather),
-        replays.routes(),
-        sql.routes(statements),
-        *others,
-    ):
-        site.router.add_routes(each)
+    public = [
+        *routes(engine, ready=ready, gather=buffers.gather),
+        *replays.routes(),
+        *sql.routes(statements),
+        *(route for each in others for route in each),
+    ]
+    site.router.add_routes([*public, *docs.routes(public, settings)])
     site.on_shutdown.append(replays.close)
     site.on_cleanup.append(sql.closing(statements))

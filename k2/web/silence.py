@@ -11,10 +11,14 @@ from typing import Any
 import orjson
 from aiohttp import web
 
+from k2.errors import BadQuery, PeerUnavailable
 from k2.web.answers import json_answer
+from k2.web.choice import EXCHANGE
 from k2.web.params import Parameters
 from k2.web.peers import question
 from k2.web.remote import Remote
+from k2.web.routes import Route, in_json
+from k2.web.shapes import SILENCE
 
 __all__ = ["Report", "internal", "merged", "of_owners", "routes"]
 
@@ -24,14 +28,20 @@ _INTERNAL = "/internal/silence"
 Report = Callable[[str | None], dict[str, Any]]
 
 
-def routes(report: Callable[[str | None], Awaitable[dict[str, Any]]]) -> list[web.RouteDef]:
+def routes(report: Callable[[str | None], Awaitable[dict[str, Any]]]) -> list[Route]:
     """The view over `report`."""
 
-    async def silence(request: web.Request) -> web.StreamResponse:
-        query = Parameters(request.query, ("exchange",))
-        return json_answer(request, await report(query.text("exchange")))
+    async def silence(request: web.Request, query: Parameters) -> web.StreamResponse:
+        return json_answer(request, await report(query[EXCHANGE]))
 
-    return [web.get("/v1/silence", silence, allow_head=False)]
+    return [
+        Route(
+            "GET", "/v1/silence", silence, "Watch", "Silence", in_json(SILENCE),
+            "Who has been silent for too long, in the partitions of the worker that is asked; of a "
+            "query worker in all.",
+            (EXCHANGE,), raises=(BadQuery, PeerUnavailable),
+        )
+    ]  # fmt: skip
 
 
 def internal(report: Report) -> list[web.RouteDef]:

@@ -9,21 +9,33 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from k2.errors import BadQuery
+from k2.errors import BadQuery, BadSql, CatalogUnavailable, SandboxDied, SqlBusy, SqlLimit
 from k2.sandbox.pool import Pool
 from k2.web.answers import form_of, stream
-from k2.web.params import Parameters
+from k2.web.choice import FORMAT
+from k2.web.params import TEXT, Parameter, Parameters, Written
+from k2.web.routes import Route, in_rows
+from k2.web.shapes import PINNED
 
 __all__ = ["closing", "routes"]
 
-_KNOWN = ("sql", "parameters", "format")
+SQL = Parameter(
+    "sql", TEXT, "One SELECT over the tables.", "SELECT count(*) FROM trades", required=True
+)
+VALUES = Parameter(
+    "parameters",
+    Written(Parameters.text, {"type": ["array", "object"]}),
+    "For `?` and `$1` a list, for `$name` an object of them by name.",
+)
+FIELDS = (SQL, VALUES, FORMAT)
+_KNOWN = tuple(field.name for field in FIELDS)
+_RAISES = (BadQuery, BadSql, SqlLimit, SqlBusy, SandboxDied, CatalogUnavailable, 406, 415)
 
 
-def routes(pool: Pool) -> list[web.RouteDef]:
+def routes(pool: Pool) -> list[Route]:
     """The view over `pool`."""
 
-    async def sql(request: web.Request) -> web.StreamResponse:
-        Parameters(request.query, ())
+    async def sql(request: web.Request, _: Parameters) -> web.StreamResponse:
         asked = await _asked(request)
         form = form_of(request, Parameters(_format(asked), ("format",)))
         statement, parameters = _statement(asked), _parameters(asked)
@@ -37,7 +49,14 @@ def routes(pool: Pool) -> list[web.RouteDef]:
         finally:
             turn.release()
 
-    return [web.post("/v1/sql", sql)]
+    row = {"type": "object", "description": "The columns of the statement."}
+    return [
+        Route(
+            "POST", "/v1/sql", sql, "Ask", "SQL", in_rows(row, PINNED, ("X-K2-Snapshots",)),
+            "One SELECT over `trades`, `quotes`, `bars`, `gaps` and `snapshots`, in DuckDB's SQL.",
+            body=FIELDS, raises=_RAISES,
+        )
+    ]  # fmt: skip
 
 
 def closing(pool: Pool) -> Callable[[web.Application], Awaitable[None]]:

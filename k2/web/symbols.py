@@ -18,9 +18,12 @@ from k2.lake.offsets import Source
 from k2.schemas import KINDS
 from k2.settings import Settings
 from k2.web.answers import json_answer
+from k2.web.choice import OF_EXCHANGE, OF_SYMBOL
 from k2.web.known import Part, answer, decode, encode, part_of
-from k2.web.params import Parameters
+from k2.web.params import FLAG, Parameter, Parameters
 from k2.web.peers import Owners, Peers, all_of, question
+from k2.web.routes import Route, in_json
+from k2.web.shapes import symbol
 
 if TYPE_CHECKING:
     from k2.agents.assignment import Partition
@@ -29,6 +32,9 @@ __all__ = ["Symbols", "partition_of"]
 
 _PATH = "/v1/symbols/{exchange}/{symbol}"
 _INTERNAL = "/internal/symbol"
+_BARS = Parameter(
+    "bars", FLAG, "`true`: with bars of a minute, of the running session.", "true", default="false"
+)
 
 #: Topic and partition.
 Place = tuple[str, int]
@@ -51,15 +57,22 @@ class Symbols:
         self._exchanges = settings.exchange_names
         self._by_channel = frozenset(settings.exchanges_by_channel)
 
-    def routes(self) -> list[web.RouteDef]:
-        return [web.get(_PATH, self._symbol, allow_head=False)]
+    def routes(self) -> list[Route]:
+        return [
+            Route(
+                "GET", _PATH, self._symbol, "Ask", "One symbol, live", in_json(symbol()),
+                "Its last trade and quote, statistics of the running session, and what its "
+                "sequences miss; as of the last record that K2 has read.",
+                (_BARS,), (OF_EXCHANGE, OF_SYMBOL), raises=(BadQuery, PeerUnavailable, 404),
+            )
+        ]  # fmt: skip
 
     def internal(self) -> list[web.RouteDef]:
         """What other workers ask."""
         return [web.post(_INTERNAL, self._internal)]
 
-    async def _symbol(self, request: web.Request) -> web.Response:
-        bars = Parameters(request.query, ("bars",)).flag("bars")
+    async def _symbol(self, request: web.Request, query: Parameters) -> web.Response:
+        bars = query[_BARS]
         exchange, symbol = request.match_info["exchange"], request.match_info["symbol"]
         if exchange not in self._exchanges:
             raise web.HTTPNotFound(reason=f"no exchange {exchange!r}"[:200])
