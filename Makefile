@@ -7,8 +7,10 @@ STAMP := .venv/stamp
 TRADES ?= 2000000
 FAUST_TRADES ?= 60000
 RUNS ?= 3
+# Of the table that is asked: `make bench QUERIED=1000000`.
+QUERIED ?= 10000000
 
-.PHONY: demo test lint types bench chaos follow setup
+.PHONY: demo test lint types bench bench-queries chaos follow setup
 
 # The main job on show; `make demo ONCE=1` ends by itself, with exit code 0 if all was found right.
 demo: $(STAMP)
@@ -34,6 +36,10 @@ types: $(STAMP)
 # The machine should have nothing else to do: see docs/benchmarks.md.
 bench: $(STAMP)
 	@$(BIN)/python -m tests.bench --trades $(TRADES) --faust-trades $(FAUST_TRADES) --runs $(RUNS)
+	@$(BIN)/python -m tests.bench.queries --trades $(QUERIED)
+
+bench-queries: $(STAMP)
+	@$(BIN)/python -m tests.bench.queries --trades $(QUERIED)
 
 # Every fault that is known, ROUNDS times each, and what was lost or doubled: nothing, one hopes.
 SEED ?= 1

@@ -17,7 +17,7 @@ from tests.bench.measure import Run
 from tests.bench.wire import PARTITIONS, SESSION_TIMEOUT_MS
 from tests.bench.workload import Workload
 
-__all__ = ["DOUBTS", "Line", "Machine", "as_json", "as_text", "lines"]
+__all__ = ["DOUBTS", "Line", "Machine", "as_json", "as_text", "columns", "lines", "versions"]
 
 PACKAGES = (
     "faust-streaming", "aiokafka", "rocksdict", "polars", "pyarrow", "numpy", "pyiceberg",
@@ -147,6 +147,7 @@ def expectations(table: Sequence[Line]) -> list[tuple[str, str, bool]]:
 
 
 def versions() -> dict[str, str]:
+    """Of Python and of the packages that matter here."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -187,7 +188,7 @@ def as_text(
     text = [
         "Kafka to committed Iceberg, from the assignment of the partitions to the last commit",
         "",
-        *_columns([header, *cells]),
+        *columns([header, *cells]),
         "",
         "wall: from the start of the process, with imports and group join (session timeout "
         f"{SESSION_TIMEOUT_MS / 1000:g} s). cpu: of the contestant, without the broker, from "
@@ -242,7 +243,8 @@ def as_json(workload: Workload, machine: Machine, runs: Sequence[Run]) -> dict[s
     }
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as text: its first column to the left, the others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(

@@ -13,6 +13,7 @@ from k2.lake.catalog import ensure_tables, load_table, open_catalog, table_name
 from k2.schemas import TRADES
 from k2.settings import Settings
 from tests.bench.measure import CheckFailed, assigned_by_faust, check_table
+from tests.bench.queries.asking import require_alike
 
 
 def _table(folder: Path, offsets: list[int], verdicts: list[str]) -> Settings:
@@ -71,3 +72,15 @@ def test_assignment_is_the_first_that_faust_logs(tmp_path: Path) -> None:
     log.write_text("[2024-03-11 10:00:01,250] [1] [INFO] Ready\n")
     with pytest.raises(CheckFailed, match="no assignment"):
         assigned_by_faust(log)
+
+
+def test_answers_that_differ_end_the_benchmark_of_queries(tmp_path: Path) -> None:
+    """Rows of one side that the other has not, or has otherwise, are no equal answers."""
+    rows = pa.table({"a": pa.array([1, 2], pa.int64()), "b": pa.array(["x", "y"])})
+    others = (rows.slice(1), rows.set_column(1, "b", pa.array(["x", "z"])))
+
+    require_alike("it", rows, rows.set_column(0, "a", rows["a"].cast(pa.int32())))
+
+    for other in others:
+        with pytest.raises(CheckFailed, match="it: the answers differ"):
+            require_alike("it", rows, other)
