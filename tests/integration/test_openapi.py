@@ -96,6 +96,7 @@ def test_whatever_is_asked_is_answered_as_documented(served: Served, tmp_path: P
         "SCHEMATHESIS_HOOKS": "tests.integration.questions",
         "K2_TEST_SYMBOLS": ",".join(served.symbols),
         "K2_URL": served.worker.url,
+        "PYTHONPATH": str(ROOT),
     }
     log = tmp_path / "schemathesis.log"
     with log.open("w") as out:

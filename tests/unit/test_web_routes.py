@@ -16,7 +16,8 @@ READ = {
     "/v1/snapshots",
     "/v1/status", "/v1/replay",
 }  # fmt: skip
-VIEWS = {(path, "GET"): "read" for path in READ} | {("/v1/sql", "POST"): "sql"}
+DOCS: dict[tuple[str, str], str | None] = {(p, "GET"): None for p in ("/openapi.json", "/docs")}
+VIEWS = {**{(path, "GET"): "read" for path in READ}, ("/v1/sql", "POST"): "sql", **DOCS}
 HEALTH: dict[tuple[str, str], str | None] = {
     (path, method): scope
     for path, scope in (("/live", None), ("/ready", None), ("/metrics", "read"))
