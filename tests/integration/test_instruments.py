@@ -204,7 +204,8 @@ def _require_views(worker: Worker, expected: dict[str, Any]) -> None:
     assert [row["symbol"] for row in rows_of(f"{url}?exchange=ASX&symbol=RIO,A/B")] == ["RIO"]
     assert rows_of(f"{url}?exchange=X") == [expected["A/B"]]
     assert rows_of(f"{url}?exchange=NONE") == []
-    assert get(f"{url}?limit=3")[0] == 400
+    assert [row["symbol"] for row in rows_of(f"{url}?limit=1")] == ["BHP"]
+    assert get(f"{url}?limit=0")[0] == 400
     assert get(f"{url}?exchange=X&format=csv")[2].decode().splitlines() == [
         "exchange,symbol,name,isin,company_id,tick_size,lot_size,listed,delisted",
         "X,A/B,,,,0.00000001,1000000000,,",
